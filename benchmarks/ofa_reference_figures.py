@@ -1,0 +1,154 @@
+"""MACs and parameters of static subnets as the `ofa` package itself builds them, written as JSON.
+
+    python benchmarks/ofa_reference_figures.py --out tests/search_spaces/ofa_reference_figures.json
+
+The script makes a virtual environment of its own (1 GB, 2 minutes with a CPU build of torch), installs `ofa` and what
+it imports there, and runs itself inside. No weights or data are downloaded: the figures depend on shapes alone. The
+tests of `hanax.search_spaces.mobilenet_v3` compare with the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import random
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+REQUIREMENTS = ("ofa==0.1.0.post202307202001", "torch==2.13.0", "numpy", "pillow", "tqdm", "pyyaml")
+WIDTH_MULTS = (1.0, 1.2)
+RESOLUTIONS = tuple(range(128, 225, 4))
+KERNEL_SIZES, EXPAND_RATIOS, DEPTHS = (3, 5, 7), (3, 4, 6), (2, 3, 4)
+N_STAGES = 5
+N_BLOCKS = N_STAGES * max(DEPTHS)
+N_RANDOM_SUBNETS = 8
+SEED = 0
+
+
+def main() -> None:
+    """Read the command line; outside the environment, prepare it and start this file again inside it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--env", type=Path, default=Path.home() / ".cache/hanax/ofa-env", help="virtual environment")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        arguments.out.write_text(as_json(reference_figures()))
+        return
+    python = prepare_environment(arguments.env)
+    subprocess.run([python, __file__, "--inside", "--out", arguments.out], check=True)
+
+
+def prepare_environment(directory: Path) -> Path:
+    """The Python of a virtual environment at `directory` that holds `REQUIREMENTS`; made if it is not there.
+
+    Raises:
+        SystemExit: `directory` holds something other than a virtual environment.
+    """
+    if not (directory / "pyvenv.cfg").exists():
+        if directory.exists() and any(directory.iterdir()):
+            raise SystemExit(f"{directory} is not empty and not a virtual environment; give another --env")
+        venv.create(directory, with_pip=True)
+    python = directory / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
+    return python
+
+
+def reference_figures() -> dict[str, Any]:
+    """Where the figures come from, and one row per subnet. Runs inside the environment."""
+    stub_missing_modules()
+    rng = random.Random(SEED)
+    rows = [row for width_mult in WIDTH_MULTS for row in count_subnets(width_mult, rng)]
+    return {
+        "origin": {
+            "written_by": "benchmarks/ofa_reference_figures.py",
+            "ofa": importlib.metadata.version("ofa"),
+            "torch": importlib.metadata.version("torch"),
+            "network": "ofa.imagenet_classification.elastic_nn.networks.OFAMobileNetV3.get_active_subnet()",
+            "n_classes": 1000,
+            "macs": "multiply-accumulates of every nn.Conv2d and nn.Linear for one image, counted by forward hooks",
+            "params": "sum of numel() over parameters()",
+            "ks, e": "kernel size and expansion ratio of the four blocks of each of five stages",
+            "d": "blocks in use per stage",
+        },
+        "rows": rows,
+    }
+
+
+def as_json(figures: dict[str, Any]) -> str:
+    """`figures` with one row a line."""
+    rows = ",\n".join("    " + json.dumps(row) for row in figures["rows"])
+    return f'{{\n  "origin": {json.dumps(figures["origin"], indent=4)[:-1]}  }},\n  "rows": [\n{rows}\n  ]\n}}\n'
+
+
+def stub_missing_modules() -> None:
+    """Stand in for what `ofa` imports for its data loaders only: torchvision, and `torch._six`, gone since torch 2."""
+
+    class Unused:
+        """Base class and call target that its data loaders name at import."""
+
+    def stub(name: str, **members: object) -> ModuleType:
+        module = ModuleType(name)
+        for member, value in members.items():
+            setattr(module, member, value)
+        sys.modules[name] = module
+        return module
+
+    functional = stub("torchvision.transforms.functional")
+    transforms = stub("torchvision.transforms", functional=functional, RandomResizedCrop=Unused)
+    stub("torchvision", transforms=transforms, datasets=stub("torchvision.datasets"))
+    stub("torch._six", string_classes=(str, bytes))
+
+
+def count_subnets(width_mult: float, rng: random.Random) -> list[dict[str, Any]]:
+    """The smallest, the largest and random subnets of the supernet of `width_mult`, resolution included."""
+    from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
+
+    supernet = OFAMobileNetV3(
+        dropout_rate=0, width_mult=width_mult,
+        ks_list=list(KERNEL_SIZES), expand_ratio_list=list(EXPAND_RATIOS), depth_list=list(DEPTHS),
+    )  # fmt: skip
+    settings = [draw_setting(min), draw_setting(max)] + [draw_setting(rng.choice) for _ in range(N_RANDOM_SUBNETS)]
+    rows = []
+    for (resolution,), kernel_sizes, expand_ratios, depths in settings:
+        supernet.set_active_subnet(ks=kernel_sizes, e=expand_ratios, d=depths)
+        macs, params = count(supernet.get_active_subnet(preserve_weight=True), resolution)
+        rows.append(
+            {"width_mult": width_mult, "resolution": resolution, "ks": kernel_sizes, "e": expand_ratios, "d": depths,
+             "macs": macs, "params": params}
+        )  # fmt: skip
+    return rows
+
+
+def draw_setting(draw: Callable[[tuple[int, ...]], int]) -> tuple[list[int], ...]:
+    """Resolution; kernel size and expansion ratio of every block; depth of every stage; drawn from their options."""
+    decisions = ((RESOLUTIONS, 1), (KERNEL_SIZES, N_BLOCKS), (EXPAND_RATIOS, N_BLOCKS), (DEPTHS, N_STAGES))
+    return tuple([draw(options) for _ in range(n)] for options, n in decisions)
+
+
+def count(net: Any, resolution: int) -> tuple[int, int]:
+    """MACs for one image of `resolution` pixels and parameters of the torch module `net`."""
+    import torch
+
+    macs = 0
+
+    def add(layer: Any, _: object, output: Any) -> None:
+        nonlocal macs
+        macs += output.numel() * layer.weight[0].numel()
+
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(add)
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, 3, resolution, resolution))
+    return macs, sum(parameter.numel() for parameter in net.parameters())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The only place that joins the parts: experiment files, stages, run folders, reports, the command line."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__all__ = [
+    "Experiment",
+    "ExperimentError",
+    "ReportData",
+    "RunFolderError",
+    "SearchOutcome",
+    "load_experiment",
+    "make_experiment",
+    "run_experiment",
+    "search",
+    "stage_states",
+    "write_report",
+]
+
+_HOME = {
+    "Experiment": "_config",
+    "ExperimentError": "_config",
+    "ReportData": "_report",
+    "RunFolderError": "_folder",
+    "SearchOutcome": "_api",
+    "load_experiment": "_config",
+    "make_experiment": "_config",
+    "run_experiment": "_run",
+    "search": "_api",
+    "stage_states": "_folder",
+    "write_report": "_report",
+}
+
+if TYPE_CHECKING:
+    from hanax.experiments._api import SearchOutcome, search
+    from hanax.experiments._config import Experiment, ExperimentError, load_experiment, make_experiment
+    from hanax.experiments._folder import RunFolderError, stage_states
+    from hanax.experiments._report import ReportData, write_report
+    from hanax.experiments._run import run_experiment
+else:
+
+    def __getattr__(name: str) -> object:
+        """Load on first use: the command line must answer before pandas and scikit-learn are there."""
+        if name in _HOME:
+            return getattr(importlib.import_module(f"hanax.experiments.{_HOME[name]}"), name)
+        raise AttributeError(f"module 'hanax.experiments' has no attribute {name!r}")

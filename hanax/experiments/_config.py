@@ -1,0 +1,361 @@
+"""Experiment files: the schema, and reading them with errors that name what would be right.
+
+pydantic lives only here; the library below takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if TYPE_CHECKING:
+    from hanax.devices import DeviceSpec
+    from hanax.search_spaces import SearchSpace
+    from hanax.searchers import Constraint, Objective, Searcher
+    from hanax.supernet import ImageDataset, Recipe
+
+PACKAGED_FILES = Path(__file__).parent / "files"
+"""Where a wheel keeps the experiment files, so that ``hanax run quickstart`` works without a checkout."""
+
+Activation = Literal["relu", "hswish"]
+Cost = Literal["accuracy", "latency_ms", "macs", "params", "peak_activation_bytes"]
+
+
+class ExperimentError(ValueError):
+    """An experiment file cannot be used; the message says where, what was given and what would be right."""
+
+
+class Strict(BaseModel):
+    """A section of an experiment file: fixed once read, and without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Strict):
+    """The images.
+
+    Attributes:
+        path: ``digits`` (comes with scikit-learn), or a file or folder; see `hanax.supernet.load_images`.
+        image_size: Resize every image to this height and width; needed for folders of images of different sizes.
+        validation_fraction: Share of the training images, by class, that is kept out of training to choose by.
+    """
+
+    path: str = "digits"
+    image_size: int | None = Field(default=None, ge=4)
+    validation_fraction: float = Field(default=0.15, gt=0, lt=1)
+
+
+class SpaceConfig(Strict):
+    """The search space; what is not given is the default of `hanax.search_spaces.mobilenet_v3`.
+
+    Attributes:
+        resolutions: Input sizes on offer; the size of the images if not given.
+    """
+
+    kind: Literal["mobilenet_v3"] = "mobilenet_v3"
+    resolutions: tuple[int, ...] | None = None
+    width_mult: float | None = Field(default=None, gt=0)
+    kernel_sizes: tuple[int, ...] | None = None
+    expand_ratios: tuple[int, ...] | None = None
+    depths: tuple[int, ...] | None = None
+    stem_width: int | None = Field(default=None, ge=1)
+    stem_stride: int | None = Field(default=None, ge=1)
+    stage_widths: tuple[int, ...] | None = None
+    stage_strides: tuple[int, ...] | None = None
+    stage_activations: tuple[Activation, ...] | None = None
+    stage_squeeze_excite: tuple[bool, ...] | None = None
+    head_width: int | None = Field(default=None, ge=1)
+    feature_width: int | None = Field(default=None, ge=1)
+
+    def build(self, image_side: int, image_channels: int, n_classes: int) -> SearchSpace:
+        """The space for images of this side and these channels and classes."""
+        from hanax.search_spaces import mobilenet_v3
+
+        given = {name: value for name, value in self if name not in ("kind", "resolutions") and value is not None}
+        resolutions = self.resolutions or (image_side,)
+        return mobilenet_v3(resolutions=resolutions, image_channels=image_channels, n_classes=n_classes, **given)
+
+
+class AugmentationConfig(Strict):
+    """Random changes to training images; see `hanax.supernet.Augmentation`."""
+
+    pad_crop: int = Field(default=0, ge=0)
+    flip: bool = False
+    cutout: int = Field(default=0, ge=0)
+    mixup: float = Field(default=0.0, ge=0)
+
+
+class SupernetConfig(Strict):
+    """How the supernet is trained; see `hanax.supernet.Recipe`."""
+
+    epochs: float = Field(default=10.0, gt=0)
+    batch_size: int = Field(default=128, ge=2)
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: float = Field(default=2e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.02, ge=0)
+    warmup_epochs: float = Field(default=0.5, ge=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    clip_norm: float = Field(default=5.0, gt=0)
+    n_random_subnets: int = Field(default=2, ge=0)
+    checkpoint_seconds: float = Field(default=60.0, gt=0)
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+    def recipe(self, seed: int) -> Recipe:
+        """The recipe with a seed."""
+        from hanax.supernet import Augmentation, Recipe
+
+        fields = {name: value for name, value in self if name != "augmentation"}
+        return Recipe(**fields, augmentation=Augmentation(**dict(self.augmentation)), seed=seed)
+
+
+class AccuracyConfig(Strict):
+    """Accuracies that the accuracy predictor learns from.
+
+    Attributes:
+        archs: Subnets to evaluate, the largest and smallest among them.
+        n_calibration: Training images that set a subnet's batch norms.
+        n_validation: Validation images it is scored on (all, if there are fewer).
+    """
+
+    archs: int = Field(default=60, ge=12)
+    n_calibration: int = Field(default=1000, ge=1)
+    n_validation: int = Field(default=2000, ge=1)
+
+
+class DeviceConfig(Strict):
+    """A device to find a front for.
+
+    Attributes:
+        archs: Networks to measure for the latency predictor, the largest and smallest among them.
+        table: A latency table measured before, to use in place of measuring.
+        max_latency_ms: Networks slower than this are not wanted.
+        target_relative_ci: When a latency is known well enough: half the 95 % interval over the value.
+    """
+
+    name: str = "onnxruntime-fp32"
+    archs: int = Field(default=60, ge=12)
+    threads: int = Field(default=1, ge=1)
+    batch: int = Field(default=1, ge=1)
+    table: str | None = None
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    target_relative_ci: float = Field(default=0.02, gt=0, lt=1)
+
+    def spec(self) -> DeviceSpec:
+        """The device.
+
+        Raises:
+            UnknownDeviceError: No device has this name; lists those there are.
+        """
+        import dataclasses
+
+        from hanax.devices import find_device
+
+        return dataclasses.replace(find_device(self.name), threads=self.threads, batch=self.batch)
+
+
+class ConstraintConfig(Strict):
+    """Bounds of a cost, for every device."""
+
+    cost: Cost
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> ConstraintConfig:
+        if self.at_most is None and self.at_least is None:
+            raise ValueError(f"the constraint on {self.cost} needs at_most, at_least or both")
+        return self
+
+
+class Nsga2Config(Strict):
+    """Our vectorised NSGA-II."""
+
+    kind: Literal["nsga2"] = "nsga2"
+    population: int = Field(default=100, ge=4)
+
+    def build(self, space: SearchSpace, n_objectives: int, seed: int) -> Searcher:
+        """The searcher."""
+        from hanax.searchers import Nsga2
+
+        return Nsga2(space, population=self.population, seed=seed)
+
+
+class OptunaConfig(Strict):
+    """An Optuna study over the same space."""
+
+    kind: Literal["optuna"] = "optuna"
+    sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
+
+    def build(self, space: SearchSpace, n_objectives: int, seed: int) -> Searcher:
+        """The searcher."""
+        from hanax.searchers import OptunaSearcher
+
+        return OptunaSearcher(space, sampler=self.sampler, n_objectives=n_objectives, seed=seed)
+
+
+class SearchConfig(Strict):
+    """The search on the predictors, and how much of its front is confirmed by measurement.
+
+    Attributes:
+        evaluations: Networks the searcher may look at.
+        objectives: Costs to trade off.
+        constraints: Bounds beside each device's `max_latency_ms`.
+        candidates: Members of the predicted front that are extracted, evaluated and measured; the front that is
+            shipped is what of them is not dominated in measured latency and validation accuracy.
+    """
+
+    searcher: Annotated[Nsga2Config | OptunaConfig, Field(discriminator="kind")] = Nsga2Config()
+    evaluations: int = Field(default=5000, ge=50)
+    objectives: tuple[Cost, ...] = Field(default=("accuracy", "latency_ms"), min_length=1)
+    constraints: tuple[ConstraintConfig, ...] = ()
+    candidates: int = Field(default=24, ge=1)
+
+
+class Experiment(Strict):
+    """One run: everything that decides its numbers is in this file."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig = DataConfig()
+    space: SpaceConfig = SpaceConfig()
+    supernet: SupernetConfig = SupernetConfig()
+    accuracy: AccuracyConfig = AccuracyConfig()
+    devices: tuple[DeviceConfig, ...] = Field(default=(DeviceConfig(),), min_length=1)
+    search: SearchConfig = SearchConfig()
+
+    @model_validator(mode="after")
+    def _devices_differ(self) -> Experiment:
+        names = [device.name for device in self.devices]
+        for device in self.devices:
+            if names.count(device.name) > 1:
+                raise ValueError(f"device {device.name} is listed {names.count(device.name)} times; list it once")
+        return self
+
+    def build_space(self, dataset: ImageDataset) -> SearchSpace:
+        """The search space for `dataset`.
+
+        Raises:
+            ExperimentError: The images are not square and no resolution was chosen.
+        """
+        height, width = dataset.image_size
+        if height != width:
+            raise ExperimentError(
+                f"{dataset.name}: images of {height} x {width} pixels are not square; set data.image_size to one side"
+            )
+        return self.space.build(height, dataset.channels, dataset.n_classes)
+
+    def objectives(self) -> tuple[Objective, ...]:
+        """What to trade off."""
+        from hanax.searchers import Objective
+
+        return tuple(
+            Objective(cost, "maximise" if cost == "accuracy" else "minimise", UNITS[cost])
+            for cost in self.search.objectives
+        )
+
+    def constraints(self, device: DeviceConfig) -> tuple[Constraint, ...]:
+        """The bounds that hold for `device`."""
+        from hanax.searchers import Constraint
+
+        bounds = [Constraint(c.cost, c.at_most, c.at_least, UNITS[c.cost]) for c in self.search.constraints]
+        if device.max_latency_ms is not None:
+            bounds.append(Constraint("latency_ms", at_most=device.max_latency_ms, unit="ms"))
+        return tuple(bounds)
+
+
+UNITS: dict[Cost, str] = {
+    "accuracy": "", "latency_ms": "ms", "macs": "", "params": "", "peak_activation_bytes": "bytes",
+}  # fmt: skip
+
+
+def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in `file` (a path, or the name of one that comes with Hanax) with ``key.path=value`` overrides.
+
+    Raises:
+        ExperimentError: The file is missing or not YAML, or something in it is wrong; all problems are listed.
+    """
+    path = Path(file)
+    if not path.exists() and (packaged := PACKAGED_FILES / f"{file}.yaml").exists():
+        path = packaged
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in PACKAGED_FILES.glob("*.yaml"))) or "none"
+        raise ExperimentError(f"no experiment file {path}; those that come with Hanax: {known}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ExperimentError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ExperimentError(f"{path} must hold sections with keys; it holds {type(settings).__name__}")
+    for override in overrides:
+        _override(settings, override)
+    settings.setdefault("name", path.stem)
+    return make_experiment(settings, str(path))
+
+
+def make_experiment(settings: Mapping[str, Any], origin: str) -> Experiment:
+    """The experiment described by `settings`; `origin` says in errors where they come from.
+
+    Raises:
+        ExperimentError: Something in it is wrong; all problems are listed.
+    """
+    try:
+        return Experiment.model_validate(settings)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
+        raise ExperimentError(f"{origin}:\n{problems}") from None
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ExperimentError(f"--set {override}: expected KEY=VALUE, such as supernet.epochs=5")
+    *parents, last = key.split(".")
+    section: Any = settings
+    for parent in parents:
+        section = section[_index(section, parent)] if isinstance(section, list) else section.setdefault(parent, {})
+        if not isinstance(section, dict | list):
+            raise ExperimentError(f"--set {override}: {parent} is {section!r}, not a section")
+    try:
+        section[_index(section, last) if isinstance(section, list) else last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"--set {override}: the value is not YAML: {error}") from error
+
+
+def _index(items: list[Any], text: str) -> int:
+    if not text.isdigit() or int(text) >= len(items):
+        raise ExperimentError(f"--set: {text!r} is not an index of a list of {len(items)} (they start at 0)")
+    return int(text)
+
+
+def _describe(problem: Any) -> str:
+    """One validation problem, with the nearest known key where a key is unknown."""
+    location = [part for part in problem["loc"] if part not in ("nsga2", "optuna")]
+    where = ".".join(map(str, location)) or "the file"
+    if problem["type"] != "extra_forbidden":
+        given = problem["input"]
+        shown = "" if isinstance(given, dict | BaseModel) else f"; given: {given!r}"
+        return f"{where}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+    known = sorted(_keys_at(problem["loc"][:-1]))
+    nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{where}: unknown key; {hint}Known here: {', '.join(known)}"
+
+
+def _keys_at(location: Sequence[str | int]) -> list[str]:
+    """The keys that the section at `location` of an experiment may have."""
+    kind: Any = Experiment
+    for part in location:
+        if isinstance(part, int):
+            kind = typing.get_args(kind)[0]
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[part].annotation
+        else:  # the tag of a union: nsga2, optuna
+            kind = next(option for option in typing.get_args(kind) if option.model_fields["kind"].default == part)
+    return list(kind.model_fields)

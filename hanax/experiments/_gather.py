@@ -1,0 +1,153 @@
+"""From the folder of a run to its report: everything that is shown is read from the results of the stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hanax.devices import LatencyTable, Ledger
+from hanax.experiments._config import DeviceConfig, Experiment, make_experiment
+from hanax.experiments._folder import RunFolderError, stage_folder, stage_states
+from hanax.experiments._frames import read_frame
+from hanax.experiments._pipeline import COVERAGE, LATENCY_TOLERANCE, load_card
+from hanax.experiments._report import (
+    WINNER_COLUMNS,
+    DatasetSummary,
+    DeviceReport,
+    ReportData,
+    SpaceSummary,
+    write_front_png,
+    write_pareto_csv,
+    write_pareto_parquet,
+    write_report,
+)
+from hanax.search_spaces import SearchSpace
+
+EXPERIMENT_FILE = "experiment.json"
+ENVIRONMENT_FILE = "environment.json"
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment that the run in folder `path` carries out.
+
+    Raises:
+        RunFolderError: There is no run in it.
+    """
+    file = path / EXPERIMENT_FILE
+    if not file.exists():
+        raise RunFolderError(f"{path} holds no run; start one with `hanax run FILE --out {path}`")
+    return make_experiment(json.loads(file.read_text()), str(file))
+
+
+def read_space(path: Path) -> SearchSpace:
+    """The search space of the run in folder `path`.
+
+    Raises:
+        RunFolderError: There is no run in it, or it has not looked at the data yet.
+    """
+    experiment = read_experiment(path)
+    facts = _facts(path)
+    return experiment.space.build(facts["image_size"][0], facts["channels"], facts["n_classes"])
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    file = stage_folder(path, "data") / "data.json"
+    if not file.exists():
+        raise RunFolderError(f"the run in {path} has not read its images yet; go on with `hanax run`")
+    facts: dict[str, Any] = json.loads(file.read_text())
+    return facts
+
+
+def write_outputs(path: Path) -> None:
+    """Write ``report.html``, ``pareto.csv``, ``pareto.parquet`` and a figure per device into the run's folder."""
+    data = gather(path)
+    write_report(data, path / "report.html")
+    write_pareto_csv(data, path / "pareto.csv")
+    write_pareto_parquet(data, path / "pareto.parquet")
+    for device in data.devices:
+        write_front_png(data, device.name, path / "devices" / device.name / "front.png")
+
+
+def gather(path: Path) -> ReportData:
+    """Everything that the report of the run in folder `path` shows.
+
+    Raises:
+        RunFolderError: A stage that it needs is not done.
+    """
+    unfinished = [name for name, state, _ in stage_states(path) if state != "done" and name != "report"]
+    if unfinished:
+        raise RunFolderError(f"the run in {path} is not finished: {', '.join(unfinished)}; go on with `hanax run`")
+    experiment, facts, space = read_experiment(path), _facts(path), read_space(path)
+    training = pd.read_json(stage_folder(path, "supernet") / "metrics.jsonl", lines=True)
+    accuracy, measured_on = read_frame(stage_folder(path, "accuracy") / "accuracy.parquet", space)
+    return ReportData(
+        title=experiment.name,
+        config=experiment.model_dump(mode="json"),
+        environment=json.loads((path / ENVIRONMENT_FILE).read_text()),
+        dataset=DatasetSummary(
+            facts["name"], facts["n_train"], facts["n_validation"], facts["n_test"], facts["n_classes"],
+            (facts["image_size"][0], facts["image_size"][1]), facts["fingerprint"],
+        ),
+        space=SpaceSummary(space.name, space.size, len(space.decisions), space.fingerprint),
+        training=training.drop(columns=["rollbacks"]),
+        rollbacks=int(training["rollbacks"].max()),
+        accuracy_samples=accuracy,
+        accuracy_card=load_card(stage_folder(path, "accuracy-predictor")),
+        devices=tuple(_device(path, experiment, device, space) for device in experiment.devices),
+        ledger=Ledger(path / "ledger.jsonl").counts(),
+        images_used={
+            "training": facts["n_train"],
+            "calibration (of the training images)": measured_on["n_calibration"],
+            "validation": measured_on["n_validation"],
+            "test": facts["n_test"],
+        },
+        stage_seconds=tuple((name, seconds) for name, _, seconds in stage_states(path) if name != "report"),
+        latency_tolerance=LATENCY_TOLERANCE,
+        prediction_coverage=COVERAGE,
+    )  # fmt: skip
+
+
+def _device(path: Path, experiment: Experiment, device: DeviceConfig, space: SearchSpace) -> DeviceReport:
+    table = LatencyTable.read(stage_folder(path, f"latency/{device.name}") / "table.parquet")
+    searched, _ = read_frame(stage_folder(path, f"search/{device.name}") / "searched.parquet", space)
+    history, _ = read_frame(stage_folder(path, f"search/{device.name}") / "history.parquet", space)
+    winners, _ = read_frame(stage_folder(path, f"ship/{device.name}") / "shipped.parquet", space)
+    winners["settings"] = winners["settings"].map(json.loads)
+    return DeviceReport(
+        name=device.name,
+        fingerprint=table.device_fingerprint,
+        latency_table=table.frame,
+        lint_warnings=tuple(table.lint(space)),
+        latency_card=load_card(stage_folder(path, f"latency-predictor/{device.name}")),
+        constraints=experiment.constraints(device),
+        searched=searched.rename(columns={"accuracy": "predicted_accuracy", "latency_ms": "predicted_latency_ms"}),
+        history=history,
+        winners=winners[list(WINNER_COLUMNS)],
+    )
+
+
+def environment() -> dict[str, str]:
+    """What a run's numbers depend on outside its file: versions and machine."""
+    from importlib.metadata import version
+
+    packages = ("hanax", "jax", "jaxlib", "flax", "optax", "optuna", "numpy", "onnx", "onnxruntime")
+    facts = {name: version(name) for name in packages}
+    facts["python"] = platform.python_version()
+    facts["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
+    facts["cpu"] = _cpu_model()
+    facts["cores"] = str(os.cpu_count())
+    facts["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,0 +1,465 @@
+"""The stages of a run: data -> supernet -> accuracies -> latencies -> search -> confirm -> ship -> report.
+
+Each stage reads the results of those before it from their folders and writes its own, so any of them can be killed and
+started again. What a stage computes is decided by its `Stage.settings` and by the keys of the stages it needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from hanax._files import write_atomically
+from hanax.experiments._config import DeviceConfig, Experiment
+from hanax.experiments._export import export, latency_model_builder
+from hanax.experiments._folder import Stage, stage_folder
+from hanax.experiments._frames import read_frame, write_frame
+from hanax.experiments._progress import Reporter
+from hanax.predictors import PredictorCard, RidgePredictor, load_predictor, make_card, predictor_features, save_predictor
+from hanax.search_spaces import Arch, SearchSpace, graph_features, unique_rows
+from hanax.searchers import Constraint, Costs, Problem, search, spread_along_front
+
+if TYPE_CHECKING:
+    from hanax.devices import Ledger
+    from hanax.supernet import Evaluator, ImageDataset, Params, Split
+
+COVERAGE = 0.9
+"""What predicted intervals promise to hold."""
+
+LATENCY_TOLERANCE = 0.15
+"""A winner's measured latency that is further from its prediction than this share is called a miss."""
+
+
+class Pipeline:
+    """The stages of one experiment in one folder, with what they share.
+
+    Args:
+        experiment: What to do.
+        path: The run's folder.
+        dataset: The images.
+        reporter: Shows progress.
+    """
+
+    def __init__(self, experiment: Experiment, path: Path, dataset: ImageDataset, reporter: Reporter) -> None:
+        self.experiment = experiment
+        self.path = path
+        self.dataset = dataset
+        self.reporter = reporter
+        self.space: SearchSpace = experiment.build_space(dataset)
+
+    # ---- what the stages share -------------------------------------------------------------------------------
+
+    @cached_property
+    def split(self) -> Split:
+        """Training and validation images."""
+        from hanax.supernet import split_validation
+
+        fraction = self.experiment.data.validation_fraction
+        return split_validation(self.dataset, fraction=fraction, seed=self.experiment.seed)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Counts every latency asked of a device."""
+        from hanax.devices import Ledger
+
+        return Ledger(self.path / "ledger.jsonl")
+
+    @cached_property
+    def params(self) -> Params:
+        """The trained supernet's weights."""
+        from hanax.supernet import load_supernet
+
+        return load_supernet(self.space, self.folder("supernet"))
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Scores subnets of the trained supernet."""
+        from hanax.supernet import Evaluator
+
+        config = self.experiment.accuracy
+        return Evaluator(
+            self.space,
+            self.params,
+            self.split,
+            n_calibration=min(config.n_calibration, len(self.split.x_train)),
+            n_validation=min(config.n_validation, len(self.split.x_validation)),
+        )
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage keeps its results."""
+        return stage_folder(self.path, stage)
+
+    def device_folder(self, device: DeviceConfig) -> Path:
+        """Where what is shipped for a device lies."""
+        return self.path / "devices" / device.name
+
+    # ---- the stages ------------------------------------------------------------------------------------------
+
+    def stages(self) -> list[Stage]:
+        """All stages, in the order of execution."""
+        experiment = self.experiment
+        recipe = experiment.supernet.model_dump(mode="json", exclude={"checkpoint_seconds"})
+        data = {
+            "fingerprint": self.dataset.fingerprint,
+            "validation_fraction": experiment.data.validation_fraction,
+            "seed": experiment.seed,
+        }
+        accuracy = experiment.accuracy.model_dump(mode="json")
+        stages = [
+            Stage("data", data, (), self.describe_data),
+            Stage("supernet", {"space": self.space.fingerprint, "recipe": recipe}, ("data",), self.train),
+            Stage("accuracy", accuracy, ("supernet",), self.collect_accuracy),
+            Stage("accuracy-predictor", {}, ("accuracy",), self.fit_accuracy),
+        ]
+        for device in experiment.devices:
+            stages += self.device_stages(device)
+        needed = tuple(stage.name for stage in stages)
+        stages.append(Stage("report", {"name": experiment.name}, needed, self.write_report))
+        return stages
+
+    def device_stages(self, device: DeviceConfig) -> list[Stage]:
+        """The stages for one device."""
+        experiment = self.experiment
+        name = device.name
+        # Latencies depend on the space and the device, not on trained weights, so not on the supernet stage either.
+        measured = {
+            "space": self.space.fingerprint,
+            "seed": experiment.seed,
+            **device.model_dump(mode="json", exclude={"max_latency_ms"}),
+        }
+        if device.table is not None:
+            measured["table_sha256"] = _sha256(Path(device.table))
+        searched = experiment.search.model_dump(mode="json", exclude={"candidates"}) | {
+            "max_latency_ms": device.max_latency_ms, "seed": experiment.seed,
+        }  # fmt: skip
+
+        def bind(work: Callable[[DeviceConfig, Path], None]) -> Callable[[Path], None]:
+            return lambda folder: work(device, folder)
+
+        confirm = {"candidates": experiment.search.candidates, "target_relative_ci": device.target_relative_ci}
+        return [
+            Stage(f"latency/{name}", measured, (), bind(self.collect_latency)),
+            Stage(f"latency-predictor/{name}", {}, (f"latency/{name}",), bind(self.fit_latency)),
+            Stage(
+                f"search/{name}",
+                searched,
+                ("accuracy-predictor", f"latency-predictor/{name}"),
+                bind(self.search),
+            ),
+            Stage(f"confirm/{name}", confirm, (f"search/{name}",), bind(self.confirm)),
+            Stage(f"ship/{name}", {}, (f"confirm/{name}",), bind(self.ship)),
+        ]
+
+    def describe_data(self, folder: Path) -> None:
+        """Record what the images are."""
+        dataset, split = self.dataset, self.split
+        facts = {
+            "name": dataset.name,
+            "n_train": len(split.x_train),
+            "n_validation": len(split.x_validation),
+            "n_test": len(dataset.x_test),
+            "n_classes": dataset.n_classes,
+            "image_size": list(dataset.image_size),
+            "channels": dataset.channels,
+            "fingerprint": dataset.fingerprint,
+            "class_names": list(dataset.class_names),
+            "notes": dataset.notes,
+            "mean": [float(value) for value in split.mean],
+            "std": [float(value) for value in split.std],
+        }
+        _write_json(folder / "data.json", facts)
+
+    def train(self, folder: Path) -> None:
+        """Train the supernet, from its last checkpoint if there is one."""
+        from hanax.supernet import train_supernet
+
+        self.params = train_supernet(
+            self.space,
+            self.split,
+            self.experiment.supernet.recipe(self.experiment.seed),
+            folder,
+            fingerprint=self.dataset.fingerprint,
+            on_progress=self.reporter.bar("steps"),
+            on_compiled=self.reporter.bar("compiling blocks"),
+        )
+
+    def collect_accuracy(self, folder: Path) -> None:
+        """Score subnets drawn at random, each with its own calibration; those that a killed call scored are kept."""
+        archs = draw_archs(self.space, self.experiment.accuracy.archs, [self.experiment.seed, 10])
+        scores = self.score(archs, folder / "scores.jsonl", self.evaluator)
+        frame = pd.DataFrame({"arch": [str(arch) for arch in archs], "accuracy": [scores[arch] for arch in archs]})
+        write_frame(
+            folder / "accuracy.parquet",
+            frame,
+            self.space,
+            data_fingerprint=self.dataset.fingerprint,
+            n_calibration=self.evaluator.n_calibration,
+            n_validation=self.evaluator.n_validation,
+        )
+
+    def score(self, archs: Sequence[Arch], log: Path, evaluator: Evaluator) -> dict[Arch, float]:
+        """Validation accuracies of `archs`, each noted in `log` as soon as it is known and not computed again."""
+        scores = {Arch.parse(line["arch"]): float(line["accuracy"]) for line in _read_lines(log)}
+        missing = [arch for arch in archs if arch not in scores]
+        if not missing:
+            return scores
+        evaluator.compile(self.reporter.bar("compiling blocks"))
+        bar = self.reporter.bar("subnets scored")
+        with log.open("a", encoding="utf-8") as stream:
+
+            def note(arch: Arch, accuracy: float) -> None:
+                scores[arch] = accuracy
+                stream.write(json.dumps({"arch": str(arch), "accuracy": accuracy}) + "\n")
+                stream.flush()
+                bar(len(archs) - len(missing) + sum(a in scores for a in missing), len(archs))
+
+            evaluator.accuracies(missing, note)
+        return scores
+
+    def fit_accuracy(self, folder: Path) -> None:
+        """Learn accuracy from the scored subnets."""
+        frame, _ = read_frame(self.folder("accuracy") / "accuracy.parquet", self.space)
+        self._fit(RidgePredictor(), frame, "accuracy", "", folder)
+
+    def collect_latency(self, device: DeviceConfig, folder: Path) -> None:
+        """Measure networks with random weights (latency does not depend on them), or take the table that was given."""
+        from hanax.devices import LatencyTable, collect_latency
+
+        if device.table is not None:
+            LatencyTable.read(device.table).for_space(self.space).write(folder / "table.parquet")
+            return
+        spec = device.spec()
+        collect_latency(
+            self.space,
+            draw_archs(self.space, device.archs, [self.experiment.seed, 11]),
+            spec,
+            latency_model_builder(self.space, spec.model_format, spec.batch, self.experiment.seed),
+            folder / "table.parquet",
+            self.ledger,
+            method=_method(device),
+            on_progress=self.reporter.bar("networks measured"),
+        )
+
+    def fit_latency(self, device: DeviceConfig, folder: Path) -> None:
+        """Learn latency from the measured networks."""
+        frame = self.latency_table(device).frame
+        self._fit(RidgePredictor(log_target=True), frame[frame["purpose"] == "table"], "latency_ms", "ms", folder)
+
+    def latency_table(self, device: DeviceConfig) -> Any:
+        """The table of `device`."""
+        from hanax.devices import LatencyTable
+
+        return LatencyTable.read(self.folder(f"latency/{device.name}") / "table.parquet").for_space(self.space)
+
+    def _fit(self, predictor: RidgePredictor, frame: pd.DataFrame, target: str, unit: str, folder: Path) -> None:
+        features, costs = training_data(self.space, frame, target)
+        card = make_card(predictor, features, costs, unit=unit, coverage=COVERAGE, seed=self.experiment.seed)
+        _write_json(folder / "card.json", dataclasses.asdict(card))
+        save_predictor(folder / "predictor.npz", predictor.fit(features, costs), self.space, target)
+
+    def search(self, device: DeviceConfig, folder: Path) -> None:
+        """Search on the predictors, for this device."""
+        experiment, space = self.experiment, self.space
+        accuracy, latency = self.predictors(device)
+        objectives = experiment.objectives()
+        problem = Problem(
+            space,
+            objectives,
+            experiment.constraints(device),
+            costs_of(space, accuracy, latency, peak_memory=_asks_for(experiment, "peak_activation_bytes")),
+        )
+        searcher = experiment.search.searcher.build(space, len(objectives), experiment.seed)
+        result = search(
+            problem, searcher, experiment.search.evaluations, on_progress=self.reporter.bar("networks considered")
+        )
+        on_front = np.zeros(len(result.costs), dtype=bool)
+        on_front[result.front] = True
+        write_frame(folder / "searched.parquet", result.costs.assign(on_front=on_front), space, stopped=result.stopped)
+        write_frame(folder / "history.parquet", result.history, space, reference=result.reference)
+
+    def predictors(self, device: DeviceConfig) -> tuple[Any, Any]:
+        """The accuracy and the latency predictor."""
+        return (
+            load_predictor(self.folder("accuracy-predictor") / "predictor.npz", self.space, "accuracy"),
+            load_predictor(self.folder(f"latency-predictor/{device.name}") / "predictor.npz", self.space, "latency_ms"),
+        )
+
+    def candidates(self, device: DeviceConfig) -> list[Arch]:
+        """The largest and smallest network, and well-spread members of the predicted front."""
+        frame, _ = read_frame(self.folder(f"search/{device.name}") / "searched.parquet", self.space)
+        front = frame[frame["on_front"]]
+        losses = np.column_stack([part.sign * front[part.name].to_numpy() for part in self.experiment.objectives()])
+        chosen = front["arch"].iloc[spread_along_front(losses, min(self.experiment.search.candidates, len(front)))]
+        archs = [self.space.largest, self.space.smallest, *map(Arch.parse, chosen)]
+        return list(dict.fromkeys(self.space.decode(self.space.canonical(self.space.encode(archs)))))
+
+    def confirm(self, device: DeviceConfig, folder: Path) -> None:
+        """Score and measure every candidate as it would be shipped: extracted, calibrated, exported."""
+        from hanax.devices import collect_latency
+
+        spec = device.spec()
+        archs = self.candidates(device)
+        scores = self.score(archs, folder / "scores.jsonl", self.evaluator)
+        table = collect_latency(
+            self.space,
+            archs,
+            spec,
+            lambda arch: export(self.evaluator.extract(arch), spec.model_format, spec.batch),
+            folder / "table.parquet",
+            self.ledger,
+            purpose="winner",
+            method=_method(device),
+            on_progress=self.reporter.bar("candidates measured"),
+        )
+        measured = table.frame.set_index("arch")
+        frame = self.predicted_frame(device, archs)
+        frame["validation_accuracy"] = [scores[arch] for arch in archs]
+        for column in ("latency_ms", "latency_low_ms", "latency_high_ms"):
+            frame[f"measured_{column}"] = [float(measured.loc[str(arch), column]) for arch in archs]
+        frame["latency_error"] = frame["predicted_latency_ms"] / frame["measured_latency_ms"] - 1.0
+        broken = _breaks(frame, self.experiment.constraints(device))
+        frame["missed"] = (frame["latency_error"].abs() > LATENCY_TOLERANCE) | broken
+        frame["on_front"] = _front(frame, self.experiment) & ~broken
+        ends = {str(self.space.largest), str(self.space.smallest)}
+        frame["reference"] = frame["arch"].isin(ends) & ~frame["on_front"]
+        write_frame(folder / "confirmed.parquet", frame, self.space)
+
+    def predicted_frame(self, device: DeviceConfig, archs: list[Arch]) -> pd.DataFrame:
+        """What was predicted for `archs`, with intervals, and their exact sizes."""
+        accuracy, latency = self.predictors(device)
+        codes = self.space.encode(archs)
+        features = predictor_features(self.space, codes)
+        names, sums = graph_features(self.space, codes)
+        frame = pd.DataFrame({"arch": [str(arch) for arch in archs]})
+        for name in ("macs", "params"):
+            frame[name] = sums[:, names.index(name)].astype(np.int64)
+        frame["peak_activation_bytes"] = [self.space.graph(arch).peak_activation_bytes() for arch in archs]
+        for predictor, stem, end in ((accuracy, "predicted_accuracy", ""), (latency, "predicted_latency", "_ms")):
+            frame[f"{stem}{end}"] = predictor.predict(features)
+            frame[f"{stem}_low{end}"], frame[f"{stem}_high{end}"] = predictor.predict_interval(features, COVERAGE)
+        return frame
+
+    def ship(self, device: DeviceConfig, folder: Path) -> None:
+        """Write the models of the confirmed front with their cards; touch the test images, for the only time."""
+        from hanax.experiments._ship import ship_models
+
+        ship_models(self, device, folder)
+
+    def write_report(self, folder: Path) -> None:
+        """Write the report and the figures from the results of all stages."""
+        from hanax.experiments._gather import write_outputs
+
+        write_outputs(self.path)
+
+
+# ---- parts that the command line uses as well ------------------------------------------------------------------
+
+
+def draw_archs(space: SearchSpace, n: int, seed: Sequence[int]) -> list[Arch]:
+    """The largest, the smallest and `n` - 2 other networks drawn at random, all different.
+
+    The whole space, if it has no more than `n`; fewer than `n`, if drawing finds no more.
+    """
+    rng = np.random.default_rng(list(seed))
+    ends = space.canonical(space.encode([space.largest, space.smallest]))
+    codes = np.concatenate([ends, space.sample(rng, 20 * n)])
+    return space.decode(codes[unique_rows(codes)[:n]])
+
+
+def training_data(space: SearchSpace, frame: pd.DataFrame, target: str) -> tuple[Any, Any]:
+    """Features and costs of the rows of `frame`, for a predictor."""
+    codes = space.canonical(space.encode([Arch.parse(text) for text in frame["arch"]]))
+    return predictor_features(space, codes), frame[target].to_numpy(dtype=np.float64)
+
+
+def costs_of(
+    space: SearchSpace, accuracy: Any, latency: Any, *, peak_memory: bool = False
+) -> Callable[[Any], Costs]:
+    """The function that a search asks for costs: both predictors and the exact sizes.
+
+    Args:
+        peak_memory: Give ``peak_activation_bytes`` too, which takes a millisecond a network.
+    """
+
+    def evaluate(codes: Any) -> Costs:
+        features = predictor_features(space, codes)
+        names, sums = graph_features(space, codes)
+        costs = {
+            "accuracy": accuracy.predict(features),
+            "latency_ms": latency.predict(features),
+            "macs": sums[:, names.index("macs")],
+            "params": sums[:, names.index("params")],
+        }
+        if peak_memory:
+            peaks = [space.graph(arch).peak_activation_bytes() for arch in space.decode(codes)]
+            costs["peak_activation_bytes"] = np.array(peaks, dtype=np.float64)
+        return costs
+
+    return evaluate
+
+
+def load_card(folder: Path) -> PredictorCard:
+    """The predictor card in a stage's folder."""
+    return PredictorCard(**json.loads((folder / "card.json").read_text()))
+
+
+def _method(device: DeviceConfig) -> Any:
+    from hanax.devices import Method
+
+    return Method(target_relative_ci=device.target_relative_ci)
+
+
+def _asks_for(experiment: Experiment, cost: str) -> bool:
+    return cost in experiment.search.objectives or any(c.cost == cost for c in experiment.search.constraints)
+
+
+_CONFIRMED = {"accuracy": "validation_accuracy", "latency_ms": "measured_latency_ms"}
+"""Column of the confirmed value of a cost that was predicted; the others are exact."""
+
+
+def _front(frame: pd.DataFrame, experiment: Experiment) -> Any:
+    """Which rows no other row dominates, by confirmed values."""
+    from hanax.searchers import non_dominated
+
+    losses = [part.sign * frame[_CONFIRMED.get(part.name, part.name)] for part in experiment.objectives()]
+    return non_dominated(np.column_stack(losses).astype(np.float64))
+
+
+def _breaks(frame: pd.DataFrame, constraints: Sequence[Constraint]) -> Any:
+    """Which rows break a constraint, by confirmed values."""
+    broken = np.zeros(len(frame), dtype=bool)
+    for constraint in constraints:
+        values = frame[_CONFIRMED.get(constraint.name, constraint.name)].to_numpy(dtype=np.float64)
+        broken |= constraint.excess(values) > 0
+    return broken
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(content, indent=1).encode())
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; a last one that a crash cut short is dropped, from the file too."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return lines

@@ -1,0 +1,74 @@
+"""What an architecture is worth on your images: data, the elastic supernet, calibration, extraction, export."""
+
+from hanax.supernet._augment import Augmentation, augment
+from hanax.supernet._backend import keep_compiled_code
+from hanax.supernet._blocks import apply_block
+from hanax.supernet._chain import (
+    Params,
+    backward_along,
+    compile_chain,
+    forward_with_tape,
+    init_params,
+    prepare,
+)
+from hanax.supernet._depthwise import depthwise
+from hanax.supernet._evaluate import Evaluator, slice_weights
+from hanax.supernet._image_files import load_images
+from hanax.supernet._images import (
+    DataError,
+    ImageDataset,
+    Split,
+    images_from_arrays,
+    normalise,
+    resize,
+    split_validation,
+)
+from hanax.supernet._masked import masked_logits
+from hanax.supernet._onnx import ExportMismatchError, check_onnx, run_onnx, to_onnx
+from hanax.supernet._stablehlo import to_stablehlo
+from hanax.supernet._static_net import StaticNet
+from hanax.supernet._subnet import Subnet
+from hanax.supernet._train import DivergedError, Recipe, load_supernet, n_steps, train_supernet
+from hanax.supernet._weights import UncalibratedError, Weights, check_weights, fold_batch_norm, random_weights
+
+__all__ = [
+    "Augmentation",
+    "DataError",
+    "DivergedError",
+    "Evaluator",
+    "ExportMismatchError",
+    "ImageDataset",
+    "Params",
+    "Recipe",
+    "Split",
+    "StaticNet",
+    "Subnet",
+    "UncalibratedError",
+    "Weights",
+    "apply_block",
+    "augment",
+    "backward_along",
+    "check_onnx",
+    "check_weights",
+    "compile_chain",
+    "depthwise",
+    "fold_batch_norm",
+    "forward_with_tape",
+    "images_from_arrays",
+    "init_params",
+    "keep_compiled_code",
+    "load_images",
+    "load_supernet",
+    "masked_logits",
+    "n_steps",
+    "normalise",
+    "prepare",
+    "random_weights",
+    "resize",
+    "run_onnx",
+    "slice_weights",
+    "split_validation",
+    "to_onnx",
+    "to_stablehlo",
+    "train_supernet",
+]

@@ -1,0 +1,73 @@
+"""A subnet on its own: what extraction hands over and what is saved, exported and shipped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hanax._files import write_atomically
+from hanax.search_spaces import Arch, Graph, SearchSpace
+from hanax.supernet._weights import Weights, check_weights, load_weights, save_weights
+
+
+@dataclass(frozen=True)
+class Subnet:
+    """One architecture with its own calibrated weights; needs nothing of the supernet any more.
+
+    Attributes:
+        input_mean: Mean per channel that inputs are normalised with, for pixels in [0, 1].
+        input_std: Standard deviation per channel, likewise.
+        n_calibration: Training images that the batch-norm statistics come from.
+
+    Raises:
+        UncalibratedError: A batch norm has no statistics.
+        ValueError: The weights do not fit the graph.
+    """
+
+    arch: Arch
+    graph: Graph
+    weights: Weights
+    space_fingerprint: str
+    input_mean: tuple[float, ...]
+    input_std: tuple[float, ...]
+    n_calibration: int
+
+    def __post_init__(self) -> None:
+        check_weights(self.graph, self.weights)
+
+    def save(self, directory: Path) -> None:
+        """Write ``weights.npz`` and ``subnet.json`` into `directory`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        save_weights(directory / "weights.npz", self.weights)
+        description = {
+            "arch": str(self.arch),
+            "space_fingerprint": self.space_fingerprint,
+            "input_mean": self.input_mean,
+            "input_std": self.input_std,
+            "n_calibration": self.n_calibration,
+            "graph": dataclasses.asdict(self.graph),
+        }
+        write_atomically(directory / "subnet.json", json.dumps(description, indent=1).encode())
+
+    @classmethod
+    def load(cls, directory: Path, space: SearchSpace) -> Subnet:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no subnet in `directory`.
+            SpaceMismatchError: It belongs to another space.
+        """
+        description = json.loads((directory / "subnet.json").read_text())
+        space.require(description["space_fingerprint"], f"subnet {directory}")
+        arch = Arch.parse(description["arch"])
+        return cls(
+            arch=arch,
+            graph=space.graph(arch),
+            weights=load_weights(directory / "weights.npz"),
+            space_fingerprint=description["space_fingerprint"],
+            input_mean=tuple(description["input_mean"]),
+            input_std=tuple(description["input_std"]),
+            n_calibration=description["n_calibration"],
+        )

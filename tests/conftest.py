@@ -1,0 +1,33 @@
+"""What all tests share.
+
+Neither JAX nor hanax is imported here: the jaxtyping hook must see hanax first, and most tests need no JAX.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # read by JAX when it is imported, here and in subprocesses
+
+settings.register_profile("hanax", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("hanax")
+
+DATA = Path(os.environ.get("HANAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """The path of a file or folder below HANAX_DATA (default: ../shared/data); skips the test where it is absent."""
+
+    def find(name: str) -> Path:
+        path = DATA / name
+        if not path.exists():
+            pytest.skip(f"{path} does not exist; set HANAX_DATA to the folder that holds {name}")
+        return path
+
+    return find

@@ -1,0 +1,15 @@
+"""scikit-learn's own tests of an estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from hanax.predictors import AdditivePredictor, RidgePredictor
+
+
+@parametrize_with_checks([RidgePredictor(), AdditivePredictor()])
+def test_scikit_learn_accepts_it_as_an_estimator(estimator: Any, check: Callable[[Any], None]) -> None:
+    check(estimator)
