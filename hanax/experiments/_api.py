@@ -117,9 +117,7 @@ def _keep_arrays(arrays: Arrays, folder: Path) -> Path:
 
     dataset = images_from_arrays(*arrays)
     content = io.BytesIO()
-    np.savez(
-        content, x_train=dataset.x_train, y_train=dataset.y_train, x_test=dataset.x_test, y_test=dataset.y_test
-    )
+    np.savez(content, x_train=dataset.x_train, y_train=dataset.y_train, x_test=dataset.x_test, y_test=dataset.y_test)
     with RunFolder(folder):
         write_atomically(folder / "data.npz", content.getvalue())
     return folder / "data.npz"

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from hanax.supernet import Subnet
 
 
-def latency_model_builder(
-    space: SearchSpace, model_format: str, batch: int, seed: int
-) -> Callable[[Arch], bytes]:
+def latency_model_builder(space: SearchSpace, model_format: str, batch: int, seed: int) -> Callable[[Arch], bytes]:
     """Builds the model file of an architecture with random weights: latency does not depend on their values."""
     from hanax.supernet import random_weights, to_onnx, to_stablehlo
 

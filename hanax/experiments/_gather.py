@@ -28,6 +28,9 @@ from hanax.experiments._report import (
 )
 from hanax.search_spaces import SearchSpace
 
+LEAST_DRIFT = 0.05
+"""Change of the device's speed between the two measurements that is worth a warning, a fraction."""
+
 EXPERIMENT_FILE = "experiment.json"
 ENVIRONMENT_FILE = "environment.json"
 
@@ -118,17 +121,37 @@ def _device(path: Path, experiment: Experiment, device: DeviceConfig, space: Sea
     history, _ = read_frame(stage_folder(path, f"search/{device.name}") / "history.parquet", space)
     winners, _ = read_frame(stage_folder(path, f"ship/{device.name}") / "shipped.parquet", space)
     winners["settings"] = winners["settings"].map(json.loads)
+    confirmed = LatencyTable.read(stage_folder(path, f"confirm/{device.name}") / "table.parquet")
     return DeviceReport(
         name=device.name,
         fingerprint=table.device_fingerprint,
         latency_table=table.frame,
-        lint_warnings=tuple(table.lint(space)),
+        lint_warnings=(*drift(table, confirmed), *table.lint(space)),
         latency_card=load_card(stage_folder(path, f"latency-predictor/{device.name}")),
         constraints=experiment.constraints(device),
         searched=searched.rename(columns={"accuracy": "predicted_accuracy", "latency_ms": "predicted_latency_ms"}),
         history=history,
         winners=winners[list(WINNER_COLUMNS)],
     )
+
+
+def drift(before: LatencyTable, after: LatencyTable) -> list[str]:
+    """A sentence if the device itself was faster or slower when the winners were measured than for the table.
+
+    Judged by the networks that both have, the largest and the smallest among them; empty if there is no such network.
+    """
+    pair = before.frame.set_index("arch")["latency_ms"].to_frame("before").join(
+        after.frame.set_index("arch")["latency_ms"].rename("after"), how="inner"
+    )  # fmt: skip
+    if pair.empty:
+        return []
+    ratio = float((pair["after"] / pair["before"]).median())
+    if abs(ratio - 1.0) <= LEAST_DRIFT:
+        return []
+    return [
+        f"the device drifted: the same {len(pair)} networks took {ratio:.2f} times as long when the winners were "
+        "measured as when the table was; every prediction is off by that factor"
+    ]
 
 
 def environment() -> dict[str, str]:

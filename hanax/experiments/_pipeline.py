@@ -22,7 +22,14 @@ from hanax.experiments._export import export, latency_model_builder
 from hanax.experiments._folder import Stage, stage_folder
 from hanax.experiments._frames import read_frame, write_frame
 from hanax.experiments._progress import Reporter
-from hanax.predictors import PredictorCard, RidgePredictor, load_predictor, make_card, predictor_features, save_predictor
+from hanax.predictors import (
+    PredictorCard,
+    RidgePredictor,
+    load_predictor,
+    make_card,
+    predictor_features,
+    save_predictor,
+)
 from hanax.search_spaces import Arch, SearchSpace, graph_features, unique_rows
 from hanax.searchers import Constraint, Costs, Problem, search, spread_along_front
 
@@ -322,7 +329,7 @@ class Pipeline:
         frame = self.predicted_frame(device, archs)
         frame["validation_accuracy"] = [scores[arch] for arch in archs]
         for column in ("latency_ms", "latency_low_ms", "latency_high_ms"):
-            frame[f"measured_{column}"] = [float(measured.loc[str(arch), column]) for arch in archs]
+            frame[f"measured_{column}"] = measured[column].loc[[str(arch) for arch in archs]].to_numpy()
         frame["latency_error"] = frame["predicted_latency_ms"] / frame["measured_latency_ms"] - 1.0
         broken = _breaks(frame, self.experiment.constraints(device))
         frame["missed"] = (frame["latency_error"].abs() > LATENCY_TOLERANCE) | broken
@@ -379,9 +386,7 @@ def training_data(space: SearchSpace, frame: pd.DataFrame, target: str) -> tuple
     return predictor_features(space, codes), frame[target].to_numpy(dtype=np.float64)
 
 
-def costs_of(
-    space: SearchSpace, accuracy: Any, latency: Any, *, peak_memory: bool = False
-) -> Callable[[Any], Costs]:
+def costs_of(space: SearchSpace, accuracy: Any, latency: Any, *, peak_memory: bool = False) -> Callable[[Any], Costs]:
     """The function that a search asks for costs: both predictors and the exact sizes.
 
     Args:

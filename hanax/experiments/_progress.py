@@ -75,14 +75,14 @@ class Terminal:
         return advance
 
     def _plain_bar(self, label: str) -> Progress:
-        started = last_said = time.monotonic()
         first: int | None = None
+        started = last_said = 0.0
 
         def advance(done: int, total: int) -> None:
-            nonlocal first, last_said
+            nonlocal first, started, last_said
             now = time.monotonic()
             if first is None:
-                first = done
+                first, started, last_said = done, now, now
             if now - last_said < PLAIN_INTERVAL_S or done >= total:
                 return
             last_said = now

@@ -33,9 +33,10 @@ def run_experiment(
         if device.table is not None and not Path(device.table).exists():
             raise ExperimentError(f"devices: {device.name}: there is no latency table {device.table}")
     with RunFolder(out) as folder:
-        from hanax.supernet import keep_compiled_code, load_images
+        from hanax.supernet import keep_compiled_code, keep_freed_memory, load_images
 
         keep_compiled_code()
+        keep_freed_memory()
         dataset = load_images(experiment.data.path, image_size=experiment.data.image_size)
         pipeline = Pipeline(experiment, out, dataset, reporter)
         stages = pipeline.stages()

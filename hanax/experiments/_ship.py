@@ -63,7 +63,7 @@ def ship_models(pipeline: Pipeline, device: DeviceConfig, folder: Path) -> None:
     rows = []
     for index, row in enumerate(frame.to_dict("records")):
         name = f"net{index + 1:02d}"
-        rows.append(_ship_one(pipeline, device, models / name, row, table))
+        rows.append(_ship_one(pipeline, device, models / name, {str(k): v for k, v in row.items()}, table))
         bar(index + 1, len(frame))
     write_frame(folder / "shipped.parquet", pd.DataFrame(rows), pipeline.space)
 

@@ -28,6 +28,11 @@ class Unseen:
         """Whether the network with this `row_keys` value is still unseen."""
         return key not in self._serials
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether every network of the space was handed out."""
+        return len(self._serials) >= self._space.size
+
     def take(self, codes: Codes) -> Codes:
         """The unseen ones of `codes`, canonical, each once and in their order; they count as seen from now on."""
         new = []
@@ -49,7 +54,7 @@ class Unseen:
         """
         drawn = np.zeros((0, len(self._space.decisions)), dtype=np.int32)
         for _ in range(ROUNDS):
-            if len(drawn) == n or len(self._serials) >= self._space.size:
+            if len(drawn) == n or self.is_exhausted:
                 return drawn
             drawn = np.concatenate([drawn, self.take(self._space.sample(rng, n - len(drawn)))])
         if len(drawn) < n and self._space.size <= ENUMERABLE:

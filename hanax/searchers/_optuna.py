@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hanax.search_spaces import Decision, SearchSpace
-from hanax.searchers._memory import ROUNDS, Told, Unseen, row_keys
+from hanax.searchers._memory import Told, Unseen, row_keys
 from hanax.searchers._problem import Codes, Floats
 
 if TYPE_CHECKING:
@@ -18,13 +18,16 @@ SamplerName = Literal["nsga2", "tpe", "random"]
 FINGERPRINT = "space_fingerprint"
 VIOLATION = "violation"
 
+MAX_REPEATS = 10
+"""Trials in a row with known networks before a random new network is tried."""
+
 
 class OptunaSearcher:
     """An Optuna study through ask and tell: one parameter per decision, named after it, with its options as values.
 
     Optuna knows nothing of decisions that do not count, so it proposes the same network under different parameters.
-    Such a trial is answered from memory. After a bounded number of them, the next network is a random new one, which
-    the study sees as an enqueued trial.
+    Such a trial is answered from memory. After `MAX_REPEATS` of them in a row, the next network is a random new one,
+    which the study sees as an enqueued trial.
 
     A study in a storage continues where it was left, and several workers may share it; give each its own seed. What
     others found is then known here, never proposed again, and part of `results`.
@@ -96,15 +99,16 @@ class OptunaSearcher:
         """Up to `batch` canonical networks never proposed before, shape (n, d); no rows: nothing new can be found."""
         self._read_study()
         proposals = np.zeros((0, len(self._space.decisions)), dtype=np.int32)
-        for attempt in range((ROUNDS + 1) * self._batch):
-            if len(proposals) == self._batch:
-                break
-            if attempt >= ROUNDS * self._batch:
+        repeats = 0
+        while len(proposals) < self._batch and not self._unseen.is_exhausted:
+            if repeats == MAX_REPEATS:
                 unseen = self._unseen.draw(self._rng, 1)
                 if len(unseen) == 0:
                     break
                 self._study.enqueue_trial(self._params(unseen))
-            proposals = np.concatenate([proposals, self._propose(self._study.ask(self._distributions))])
+            new = self._propose(self._study.ask(self._distributions))
+            proposals = np.concatenate([proposals, new])
+            repeats = 0 if len(new) or repeats == MAX_REPEATS else repeats + 1
         return proposals
 
     def tell(self, codes: Codes, losses: Floats, violations: Floats) -> None:

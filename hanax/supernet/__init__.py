@@ -1,7 +1,7 @@
 """What an architecture is worth on your images: data, the elastic supernet, calibration, extraction, export."""
 
 from hanax.supernet._augment import Augmentation, augment
-from hanax.supernet._backend import keep_compiled_code
+from hanax.supernet._backend import keep_compiled_code, keep_freed_memory
 from hanax.supernet._blocks import apply_block
 from hanax.supernet._chain import (
     Params,
@@ -57,6 +57,7 @@ __all__ = [
     "images_from_arrays",
     "init_params",
     "keep_compiled_code",
+    "keep_freed_memory",
     "load_images",
     "load_supernet",
     "masked_logits",

@@ -164,7 +164,7 @@ def compile_chain(
         static, traced = _split_choice(placed, x.shape[1])
         y, vjp = _forward(slot.block, static, params[slot.name], x, traced, is_first)
         zeros = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), params[slot.name])
-        jax.block_until_ready(_backward(vjp, np.zeros(y.shape, y.dtype), zeros))  # type: ignore[no-untyped-call]
+        jax.block_until_ready(_backward(vjp, np.zeros(y.shape, y.dtype), zeros))
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         futures = [pool.submit(build, *item) for item in work]

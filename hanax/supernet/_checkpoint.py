@@ -91,4 +91,4 @@ class Checkpoints:
 
 def _abstract(value: Any) -> Any:
     sharding = getattr(value, "sharding", None)
-    return jax.ShapeDtypeStruct(np.shape(value), value.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(np.shape(value), value.dtype, sharding=sharding)

@@ -39,7 +39,7 @@ def to_stablehlo(graph: Graph, weights: Weights, *, batch: int = 1) -> bytes:
     def logits(image: Array) -> Array:
         return _forward(graph, folded, image)
 
-    image = jax.ShapeDtypeStruct((batch, *graph.input_shape), jnp.float32)  # type: ignore[no-untyped-call]
+    image = jax.ShapeDtypeStruct((batch, *graph.input_shape), jnp.float32)
     return bytes(export.export(jax.jit(logits), platforms=["cpu"])(image).serialize())
 
 

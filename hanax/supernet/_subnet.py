@@ -6,9 +6,10 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hanax._files import write_atomically
-from hanax.search_spaces import Arch, Graph, SearchSpace
+from hanax.search_spaces import Arch, Graph, Operator
 from hanax.supernet._weights import Weights, check_weights, load_weights, save_weights
 
 
@@ -52,22 +53,30 @@ class Subnet:
         write_atomically(directory / "subnet.json", json.dumps(description, indent=1).encode())
 
     @classmethod
-    def load(cls, directory: Path, space: SearchSpace) -> Subnet:
+    def load(cls, directory: Path) -> Subnet:
         """Read what `save` wrote.
 
         Raises:
             FileNotFoundError: There is no subnet in `directory`.
-            SpaceMismatchError: It belongs to another space.
+            ValueError: The files are damaged or do not fit together.
         """
         description = json.loads((directory / "subnet.json").read_text())
-        space.require(description["space_fingerprint"], f"subnet {directory}")
-        arch = Arch.parse(description["arch"])
         return cls(
-            arch=arch,
-            graph=space.graph(arch),
+            arch=Arch.parse(description["arch"]),
+            graph=_graph(description["graph"]),
             weights=load_weights(directory / "weights.npz"),
             space_fingerprint=description["space_fingerprint"],
             input_mean=tuple(description["input_mean"]),
             input_std=tuple(description["input_std"]),
             n_calibration=description["n_calibration"],
         )
+
+
+def _graph(description: dict[str, Any]) -> Graph:
+    """The graph whose `dataclasses.asdict` is `description`; JSON made lists of its tuples."""
+
+    def restore(fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+    operators = [Operator(**restore(fields)) for fields in description["operators"]]
+    return Graph(tuple(description["input_shape"]), tuple(operators))

@@ -29,6 +29,7 @@ from hanax.supernet._augment import Augmentation, augment
 from hanax.supernet._chain import (
     Params,
     Progress,
+    Tape,
     backward_along,
     compile_chain,
     forward_with_tape,
@@ -120,24 +121,50 @@ def n_steps(recipe: Recipe, n_images: int) -> int:
     return max(1, round(recipe.epochs * per_epoch))
 
 
+DECAYED = {"kernels": True, "others": False}
+
+
 def make_optimizer(recipe: Recipe, n_images: int) -> optax.GradientTransformation:
-    """Clipping, then SGD or AdamW, along the recipe's schedule."""
+    """Clipping, then SGD or AdamW, along the recipe's schedule; for parameters as `Flat`."""
     steps = n_steps(recipe, n_images)
     warmup = min(round(recipe.warmup_epochs * (n_images // recipe.batch_size)), steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, max(warmup, 1), max(steps, 2))
     if recipe.optimizer == "adamw":
-        descend = optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=_decays)
+        descend = optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=DECAYED)
     else:
         descend = optax.chain(
-            optax.add_decayed_weights(recipe.weight_decay, mask=_decays),
+            optax.add_decayed_weights(recipe.weight_decay, mask=DECAYED),
             optax.sgd(schedule, momentum=recipe.momentum, nesterov=True),
         )
     return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), descend)
 
 
-def _decays(params: Params) -> Any:
-    """True for kernels: neither batch norms, biases nor kernel transforms (which decay must not pull to 0)."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+Flat = dict[str, Array]
+"""All kernels in one vector, all other parameters in another: an optimizer compiles for two arrays, not hundreds."""
+
+
+def _flatten(params: Params) -> Flat:
+    groups: dict[str, list[Array]] = {"kernels": [], "others": []}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        groups[_group(path)].append(leaf.ravel())
+    return {name: jnp.concatenate(parts) for name, parts in groups.items()}
+
+
+def _unflatten(flat: Flat, like: Params) -> Params:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    position = dict.fromkeys(flat, 0)
+    parts = []
+    for path, leaf in leaves:
+        name = _group(path)
+        parts.append(flat[name][position[name] : position[name] + leaf.size].reshape(leaf.shape))
+        position[name] += leaf.size
+    restored: Params = jax.tree_util.tree_unflatten(structure, parts)
+    return restored
+
+
+def _group(path: Any) -> str:
+    """Weight decay is for kernels: not for batch norms, biases, or kernel transforms, which it must not pull to 0."""
+    return "kernels" if path[-1].key == "kernel" else "others"
 
 
 def train_supernet(
@@ -182,7 +209,8 @@ def train_supernet(
         "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k != "checkpoint_seconds"},
     }
     params = init_params(space, recipe.seed)
-    state: State = {"params": params, "opt_state": optimizer.init(params), "step": 0, "rollbacks": 0}
+    opt_state = jax.jit(lambda params: optimizer.init(_flatten(params)))(params)
+    state: State = {"params": params, "opt_state": opt_state, "step": 0, "rollbacks": 0}
     with Checkpoints(directory / "checkpoints", identity) as checkpoints:
         if (saved := checkpoints.restore_latest(state)) is not None:
             state = saved
@@ -300,25 +328,42 @@ def sandwich_gradient(
 
     Returns the gradient, the loss of each subnet (the largest first) and the largest one's accuracy on the batch.
     """
-    inputs: dict[int, Array] = {}
+    sides = {space.resolution(arch) for arch in (space.largest, *archs)}
+    inputs = {side: prepare(batch.images, mean, std, side) for side in sorted(sides)}
 
-    def images_for(arch: Arch) -> Array:
-        side = space.resolution(arch)
-        if side not in inputs:
-            inputs[side] = prepare(batch.images, mean, std, side)
-        return inputs[side]
+    def forward(arch: Arch) -> tuple[Array, Tape]:
+        return forward_with_tape(space, params, arch, inputs[space.resolution(arch)])
 
-    gradient = _zeros_like(params)
-    logits, tape = forward_with_tape(space, params, space.largest, images_for(space.largest))
-    loss, dlogits, soft_targets, accuracy = _largest_loss(logits, batch.labels, label_smoothing)
-    backward_along(tape, dlogits, gradient)
-    losses = [loss]
-    for arch in archs:
-        logits, tape = forward_with_tape(space, params, arch, images_for(arch))
-        loss, dlogits = _distillation_loss(logits, soft_targets)
+    # The other subnets need the largest one's predictions for their loss only, so a second thread runs them beside it:
+    # one net's small operators do not keep all cores busy. Each thread sums its own gradient, so the order of the
+    # additions, and with it the result, is always the same.
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        forwards = [beside.submit(forward, arch) for arch in archs]
+        logits, tape = forward(space.largest)
+        loss, dlogits, soft_targets, accuracy = _largest_loss(logits, batch.labels, label_smoothing)
+
+        def backward_others() -> tuple[Params, list[Array]]:
+            gradient: Params = _zeros_like(params)
+            losses = []
+            for future in forwards:
+                logits, tape = future.result()
+                loss, dlogits = _distillation_loss(logits, soft_targets)
+                backward_along(tape, dlogits, gradient)
+                losses.append(loss)
+            return gradient, losses
+
+        others = beside.submit(backward_others)
+        gradient: Params = _zeros_like(params)
         backward_along(tape, dlogits, gradient)
-        losses.append(loss)
-    return gradient, losses, accuracy
+        gradient_of_others, losses = others.result()
+    total: Params = _add(gradient, gradient_of_others)
+    return total, [loss, *losses], accuracy
+
+
+@jax.jit
+def _add(first: Params, second: Params) -> Params:
+    total: Params = jax.tree.map(jnp.add, first, second)
+    return total
 
 
 @jax.jit
@@ -355,15 +400,16 @@ def _update(
     scale: Float[Array, ""] | float,
 ) -> tuple[Params, Any, Array, Array]:
     """New parameters and optimizer state, or the old ones where loss or gradient are not finite."""
-    norm = optax.tree.norm(gradient)
+    flat, flat_gradient = _flatten(params), _flatten(gradient)
+    norm = optax.tree.norm(flat_gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(losses).all()
-    updates, new_opt_state = optimizer.update(gradient, opt_state, params)
-    new_params = optax.apply_updates(params, jax.tree.map(lambda update: update * scale, updates))
+    updates, new_opt_state = optimizer.update(flat_gradient, opt_state, flat)
+    new_flat = optax.apply_updates(flat, jax.tree.map(lambda update: update * scale, updates))
 
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
 
-    return keep(new_params, params), keep(new_opt_state, opt_state), norm, finite
+    return _unflatten(keep(new_flat, flat), params), keep(new_opt_state, opt_state), norm, finite
 
 
 def _roll_back(checkpoints: Checkpoints, state: State, record: dict[str, Any]) -> State:

@@ -61,5 +61,5 @@ def test_many_rows_get_the_same_bounds_as_few() -> None:
 @pytest.mark.parametrize("coverage", [0.0, 1.0, 90])
 def test_a_coverage_that_is_no_probability_is_refused(coverage: float) -> None:
     X, y = _draw(np.random.default_rng(5), 20)
-    with pytest.raises(ValueError, match="between 0 and 1, such as 0.9"):
+    with pytest.raises(ValueError, match=r"between 0 and 1, such as 0\.9"):
         RidgePredictor().fit(X, y).predict_interval(X, coverage)

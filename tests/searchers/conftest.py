@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -21,9 +22,12 @@ class Toy:
     latency_ms: np.ndarray
     macs: np.ndarray
 
+    @cached_property
+    def row_of(self) -> dict[bytes, int]:
+        return {row.tobytes(): index for index, row in enumerate(self.codes)}
+
     def evaluate(self, codes: np.ndarray) -> dict[str, np.ndarray]:
-        place = {row.tobytes(): index for index, row in enumerate(self.codes)}
-        rows = [place[row.tobytes()] for row in codes]
+        rows = [self.row_of[row.tobytes()] for row in codes]
         return {"accuracy": self.accuracy[rows], "latency_ms": self.latency_ms[rows], "macs": self.macs[rows]}
 
     def problem(self, *constraints: Constraint) -> Problem:

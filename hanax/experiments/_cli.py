@@ -1,0 +1,377 @@
+"""The command line. Heavy modules are imported inside the commands, so that ``hanax --help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(
+    name="hanax",
+    help="Hardware-aware neural architecture search: train one supernet on your images, measure your devices, and get "
+    "a Pareto front of networks for each.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+collect = typer.Typer(
+    help="Collect tables: latencies of networks on a device, accuracies of subnets.", no_args_is_help=True
+)
+app.add_typer(collect, name="collect")
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the file, e.g. supernet.epochs=5."),
+]
+Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
+
+
+@app.command()
+def run(
+    file: Annotated[str, typer.Argument(help="An experiment file, or the name of one that comes with Hanax.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; by default runs/ and the name of the file.")
+    ] = None,
+    set_: Set = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it again.")
+    ] = None,
+) -> None:
+    """Carry out an experiment file; given again after an interruption, it goes on where it was."""
+    from hanax.experiments._config import load_experiment
+    from hanax.experiments._progress import Terminal
+    from hanax.experiments._run import run_experiment
+
+    experiment = load_experiment(file, set_ or ())
+    _restart_with_huge_pages()
+    folder = out or Path("runs") / experiment.name
+    terminal = Terminal()
+    try:
+        with terminal.live():
+            run_experiment(experiment, folder, from_stage=from_, reporter=terminal)
+    except KeyboardInterrupt:
+        command = " ".join(["hanax", "run", file, "--out", str(folder), *(f"--set {item}" for item in set_ or ())])
+        terminal.say(f"Stopped. What is finished is kept; to go on:\n    {command}")
+        raise typer.Exit(130) from None
+    _print_winners(folder)
+
+
+def _restart_with_huge_pages() -> None:
+    """Start this very command again with huge pages for malloc, which only a new process can have (a fifth faster)."""
+    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
+        return
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _print_winners(folder: Path) -> None:
+    """The fronts of a finished run as tables."""
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    frame = pd.read_parquet(folder / "pareto.parquet")
+    for device, rows in frame.groupby("device", sort=False):
+        table = Table(title=f"Front on {device}", title_justify="left")
+        for name in ("net", "predicted ms", "measured ms", "off by", "test accuracy", "M MACs", "k params"):
+            table.add_column(name, justify="left" if name == "net" else "right")
+        for row in rows.to_dict("records"):
+            name = Path(row["model_path"]).parent.name + (" (reference)" if row["reference"] else "")
+            table.add_row(
+                name,
+                f"{row['predicted_latency_ms']:.3f}",
+                f"{row['measured_latency_ms']:.3f}",
+                f"{row['latency_error']:+.1%}" + (" missed" if row["missed"] else ""),
+                f"{row['test_accuracy']:.1%}",
+                f"{row['macs'] / 1e6:.2f}",
+                f"{row['params'] / 1e3:.0f}",
+            )
+        console.print(table)
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def status(path: Run) -> None:
+    """Say which stages of a run are done, and how long they took."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hanax.experiments._folder import stage_states
+    from hanax.experiments._progress import duration
+
+    states = stage_states(path)
+    table = Table("stage", "state", "time")
+    for name, state, seconds in states:
+        table.add_row(name, state, "" if state == "not started" else duration(seconds))
+    console = Console(highlight=False)
+    console.print(table)
+    n_done = sum(state == "done" for _, state, _ in states)
+    total = duration(sum(seconds for _, _, seconds in states))
+    console.print(f"{n_done} of {len(states)} stages done, {total} of work so far", soft_wrap=True)
+
+
+@app.command()
+def report(path: Run) -> None:
+    """Write the report of a finished run again."""
+    from hanax.experiments._gather import write_outputs
+
+    write_outputs(path)
+    typer.echo(f"Report: {path / 'report.html'}")
+
+
+@app.command()
+def devices(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+) -> None:
+    """List what can be measured here, what is missing, and the command that adds it."""
+    import dataclasses
+
+    from hanax.devices import device_statuses
+
+    statuses = device_statuses()
+    if as_json:
+        typer.echo(json.dumps({"devices": [dataclasses.asdict(status) for status in statuses]}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("device", "kind", "available", "missing", "to add it")
+    for status in statuses:
+        available = "yes" if status.available else "no"
+        table.add_row(status.name, status.kind, available, status.missing or "", status.install or "")
+    Console(highlight=False).print(table)
+
+
+@collect.command("latency")
+def collect_latency(
+    space: Annotated[
+        str, typer.Option(help="Whose networks: a run's folder, an experiment file, or the name of one with Hanax.")
+    ],
+    device: Annotated[str, typer.Option(help="What to measure on; see `hanax devices`.")],
+    out: Annotated[Path, typer.Option(help="The table, a Parquet file; one that exists is completed.")],
+    archs: Annotated[int, typer.Option(min=2, help="Networks to have in the table, the ends among them.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which networks.")] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
+    target_relative_ci: Annotated[
+        float, typer.Option(help="A latency is known well enough at this half-width of its 95 % interval.")
+    ] = 0.02,
+    set_: Set = None,
+) -> None:
+    """Measure networks of a space on a device; resumable, and nothing is measured twice."""
+    from hanax.devices import Ledger, Method
+    from hanax.devices import collect_latency as collect_table
+    from hanax.experiments._config import DeviceConfig
+    from hanax.experiments._export import latency_model_builder
+    from hanax.experiments._pipeline import draw_archs
+    from hanax.experiments._progress import Terminal
+
+    spec = DeviceConfig(name=device, threads=threads, batch=batch).spec()
+    search_space = _space_of(space, set_ or ())
+    ledger = Ledger(out.with_suffix(".ledger.jsonl"))
+    terminal = Terminal()
+    try:
+        with terminal.live():
+            table = collect_table(
+                search_space,
+                draw_archs(search_space, archs, [seed, 11]),
+                spec,
+                latency_model_builder(search_space, spec.model_format, spec.batch, seed),
+                out,
+                ledger,
+                method=Method(target_relative_ci=target_relative_ci),
+                on_progress=terminal.bar("networks measured"),
+            )
+    except KeyboardInterrupt:
+        terminal.say(f"Stopped. {out} keeps what was measured; give the same command again to go on.")
+        raise typer.Exit(130) from None
+    for warning in table.lint(search_space):
+        terminal.say(f"suspicious: {warning}")
+    frame = table.frame
+    low, high = frame["latency_ms"].min(), frame["latency_ms"].max()
+    counted = sum(ledger.counts().get(device, {}).values())
+    terminal.say(
+        f"{out}: {len(frame)} networks on {device}, {low:.3f} to {high:.3f} ms, {int(frame['converged'].sum())} of "
+        f"them within the interval asked for; {counted} measurements were asked of the device in all"
+    )
+
+
+@collect.command("accuracy")
+def collect_accuracy(
+    path: Run,
+    archs: Annotated[int, typer.Option(min=2, help="Subnets to have in the table, the ends among them.")],
+    out: Annotated[Path, typer.Option(help="The table, a Parquet file; its .jsonl beside it lets it be resumed.")],
+    seed: Annotated[int, typer.Option(min=0, help="Decides which subnets.")] = 0,
+) -> None:
+    """Score subnets of a run's trained supernet, each with its own batch-norm calibration; resumable."""
+    import pandas as pd
+
+    from hanax.experiments._frames import write_frame
+    from hanax.experiments._pipeline import draw_archs
+    from hanax.experiments._progress import Terminal
+
+    terminal = Terminal()
+    pipeline = _pipeline(path, terminal)
+    chosen = draw_archs(pipeline.space, archs, [seed, 10])
+    try:
+        with terminal.live():
+            scores = pipeline.score(chosen, out.with_suffix(".jsonl"), pipeline.evaluator)
+    except KeyboardInterrupt:
+        terminal.say(f"Stopped. {out.with_suffix('.jsonl')} keeps what was scored; give the same command to go on.")
+        raise typer.Exit(130) from None
+    frame = pd.DataFrame({"arch": [str(arch) for arch in chosen], "accuracy": [scores[arch] for arch in chosen]})
+    evaluator = pipeline.evaluator
+    write_frame(
+        out, frame, pipeline.space, data_fingerprint=pipeline.dataset.fingerprint,
+        n_calibration=evaluator.n_calibration, n_validation=evaluator.n_validation,
+    )  # fmt: skip
+    terminal.say(
+        f"{out}: {len(frame)} subnets, accuracy {frame['accuracy'].min():.1%} to {frame['accuracy'].max():.1%} on "
+        f"{evaluator.n_validation} validation images"
+    )
+
+
+@app.command()
+def search(
+    path: Run,
+    out: Annotated[Path, typer.Option(help="The front, a CSV file.")],
+    device: Annotated[str | None, typer.Option(help="Which device of the run; its first one by default.")] = None,
+    accuracy: Annotated[Path | None, typer.Option(help="An accuracy table in place of the run's.")] = None,
+    latency: Annotated[Path | None, typer.Option(help="A latency table in place of the run's.")] = None,
+    evaluations: Annotated[int | None, typer.Option(min=50, help="Networks to consider.")] = None,
+    at_most: Annotated[
+        list[str] | None, typer.Option(metavar="COST=VALUE", help="Bound a cost from above, e.g. latency_ms=2.5.")
+    ] = None,
+    at_least: Annotated[
+        list[str] | None, typer.Option(metavar="COST=VALUE", help="Bound a cost from below, e.g. accuracy=0.9.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+) -> None:
+    """Search again on tables alone: nothing is trained and nothing is measured."""
+    from hanax.experiments._progress import Terminal
+    from hanax.experiments._research import search_again
+
+    terminal = Terminal()
+    with terminal.live():
+        front = search_again(
+            path,
+            device_name=device,
+            accuracy_file=accuracy,
+            latency_file=latency,
+            evaluations=evaluations,
+            at_most=_bounds(at_most),
+            at_least=_bounds(at_least),
+            seed=seed,
+            on_progress=terminal.bar("networks considered"),
+        )
+    front.to_csv(out, index=False)
+    terminal.say(f"{out}: {len(front)} networks on the predicted front")
+
+
+def _bounds(items: list[str] | None) -> dict[str, float]:
+    bounds = {}
+    for item in items or ():
+        cost, separator, value = item.partition("=")
+        try:
+            bounds[cost] = float(value)
+        except ValueError:
+            separator = ""
+        if not separator:
+            raise typer.BadParameter(f"{item!r}: expected COST=VALUE, such as latency_ms=2.5")
+    return bounds
+
+
+Arch = Annotated[str, typer.Option(help="The architecture as tables write it (0.2.1...), or `largest` or `smallest`.")]
+
+
+@app.command()
+def extract(
+    path: Run,
+    arch: Arch,
+    out: Annotated[Path, typer.Option(help="Folder for weights.npz and subnet.json.")],
+) -> None:
+    """Extract a subnet of a run's supernet as a network of its own, its batch norms calibrated."""
+    from hanax.experiments._progress import Terminal
+    from hanax.search_spaces import Arch as Architecture
+
+    terminal = Terminal()
+    pipeline = _pipeline(path, terminal)
+    space = pipeline.space
+    ends = {"largest": space.largest, "smallest": space.smallest}
+    chosen = ends.get(arch) or Architecture.parse(arch)
+    chosen = space.decode(space.canonical(space.encode([chosen])))[0]
+    subnet = pipeline.evaluator.extract(chosen)
+    subnet.save(out)
+    terminal.say(
+        f"{out}: {chosen}, {subnet.graph.macs / 1e6:.2f} M MACs, {subnet.graph.params / 1e3:.0f} k parameters; "
+        f"batch norms calibrated on {subnet.n_calibration} training images"
+    )
+
+
+@app.command()
+def export(
+    subnet: Annotated[Path, typer.Argument(metavar="SUBNET", help="A folder that `extract` or a run wrote.")],
+    out: Annotated[Path, typer.Option(help="The model file.")],
+    format_: Annotated[Literal["onnx", "stablehlo"], typer.Option("--format")] = "onnx",
+    batch: Annotated[int, typer.Option(min=0, help="Images per inference; 0: any number (ONNX only).")] = 1,
+) -> None:
+    """Write an extracted subnet as a model file."""
+    from hanax._files import write_atomically
+    from hanax.experiments._export import export as export_subnet
+    from hanax.supernet import Subnet
+
+    model = export_subnet(Subnet.load(subnet), format_, batch or None)
+    write_atomically(out, model)
+    typer.echo(f"{out}: {len(model) / 1024:.0f} KiB")
+
+
+def _space_of(text: str, overrides: list[str] | tuple[()]) -> Any:
+    """The search space of a run's folder or of an experiment file."""
+    from hanax.experiments._config import load_experiment
+    from hanax.experiments._gather import read_space
+    from hanax.supernet import load_images
+
+    if Path(text).is_dir():
+        return read_space(Path(text))
+    experiment = load_experiment(text, overrides)
+    return experiment.build_space(load_images(experiment.data.path, image_size=experiment.data.image_size))
+
+
+def _pipeline(path: Path, terminal: Any) -> Any:
+    """The pipeline of an existing run, to use its trained supernet."""
+    from hanax.experiments._gather import read_experiment
+    from hanax.experiments._pipeline import Pipeline
+    from hanax.supernet import keep_compiled_code, keep_freed_memory, load_images
+
+    keep_compiled_code()
+    keep_freed_memory()
+    experiment = read_experiment(path)
+    dataset = load_images(experiment.data.path, image_size=experiment.data.image_size)
+    return Pipeline(experiment, path, dataset, terminal)
+
+
+def main() -> None:
+    """Run the command line; errors that a person can mend end in one message and exit code 2, not in a traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, PermissionError, RuntimeError) as error:
+        if _is_ours(error):
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        raise
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error is one that Hanax raises on purpose, or the system's word on a file."""
+    if isinstance(error, OSError):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("hanax.")

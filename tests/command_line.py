@@ -1,0 +1,64 @@
+"""A tiny experiment, and ``hanax`` in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+TINY = """
+seed: 3
+data: {path: digits, validation_fraction: 0.3}
+space:
+  stem_width: 8
+  stem_stride: 2
+  stage_widths: [8, 8]
+  stage_strides: [1, 2]
+  stage_activations: [relu, hswish]
+  stage_squeeze_excite: [false, true]
+  kernel_sizes: [3, 5]
+  expand_ratios: [3, 4]
+  depths: [1, 2]
+  head_width: 16
+  feature_width: 16
+supernet: {epochs: 3, batch_size: 64, learning_rate: 0.005, n_random_subnets: 1, checkpoint_seconds: 0.5}
+accuracy: {archs: 16, n_calibration: 200, n_validation: 300}
+devices: [{name: onnxruntime-fp32, archs: 16, target_relative_ci: 0.2}]
+search: {searcher: {kind: nsga2, population: 20}, evaluations: 200, candidates: 4}
+"""
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Runs ``hanax`` in processes of its own, with a cache of compiled code that the tests share."""
+
+    cache: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"HANAX_CACHE": str(self.cache), "COLUMNS": "200"}
+
+    def start(self, *arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hanax.experiments", *map(str, arguments)],
+            cwd=cwd,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str | Path, cwd: Path) -> tuple[int, str]:
+        """Exit status and output."""
+        process = self.start(*arguments, cwd=cwd)
+        output, _ = process.communicate(timeout=500)
+        return process.returncode, output
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    file: Path
+    folder: Path
+    output: str

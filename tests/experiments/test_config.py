@@ -1,0 +1,96 @@
+"""Experiment files: what is accepted, and what the errors say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hanax.experiments import ExperimentError, load_experiment, make_experiment
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "experiment.yaml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_file_that_comes_with_hanax_is_valid(file: Path) -> None:
+    assert load_experiment(file).name == file.stem
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "nearest"),
+    [
+        ("supernet: {epoch: 3}", "supernet.epoch", "epochs"),
+        ("sed: 3", "sed", "seed"),
+        ("devices: [{name: onnxruntime-fp32, arch: 20}]", "devices.0.arch", "archs"),
+        ("search: {searcher: {kind: nsga2, popultion: 20}}", "search.searcher.popultion", "population"),
+        ("supernet: {augmentation: {flp: true}}", "supernet.augmentation.flp", "flip"),
+        ("search: {constraints: [{cost: macs, atmost: 3}]}", "search.constraints.0.atmost", "at_most"),
+    ],
+)
+def test_an_unknown_key_is_refused_and_the_nearest_known_one_named(
+    tmp_path: Path, text: str, where: str, nearest: str
+) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(write(tmp_path, text))
+    assert f"{where}: unknown key; did you mean {nearest!r}?" in str(caught.value)
+
+
+def test_all_problems_are_listed_at_once_with_what_was_given(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(write(tmp_path, "seed: -1\nsupernet: {epochs: 0, optimizer: adam}"))
+    message = str(caught.value)
+    assert "seed" in message and "-1" in message
+    assert "supernet.epochs" in message
+    assert "'sgd' or 'adamw'" in message and "'adam'" in message
+
+
+def test_a_setting_is_overridden_by_its_path_also_within_lists(tmp_path: Path) -> None:
+    file = write(tmp_path, "devices: [{name: onnxruntime-fp32}]")
+    experiment = load_experiment(file, ["supernet.epochs=2.5", "devices.0.archs=20", "data.path=/there"])
+    assert experiment.supernet.epochs == 2.5
+    assert experiment.devices[0].archs == 20
+    assert experiment.data.path == "/there"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("supernet.epochs", "expected KEY=VALUE"),
+        ("supernet.epoch=2", "did you mean 'epochs'?"),
+        ("seed.x=2", "seed is 0, not a section"),
+        ("devices.5.archs=20", "not an index of a list of 1"),
+    ],
+)
+def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ExperimentError, match=message.replace("?", r"\?")):
+        load_experiment(write(tmp_path, "seed: 0\ndevices: [{name: onnxruntime-fp32}]"), [override])
+
+
+def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="no experiment file"):
+        load_experiment(tmp_path / "none.yaml")
+    with pytest.raises(ExperimentError, match="cannot be read as YAML"):
+        load_experiment(write(tmp_path, "a: [1"))
+    with pytest.raises(ExperimentError, match="must hold sections"):
+        load_experiment(write(tmp_path, "just text"))
+
+
+def test_a_device_listed_twice_and_a_constraint_without_a_bound_are_refused() -> None:
+    device = {"name": "onnxruntime-fp32"}
+    with pytest.raises(ExperimentError, match="listed 2 times"):
+        make_experiment({"name": "x", "devices": [device, device]}, "test")
+    with pytest.raises(ExperimentError, match="needs at_most, at_least or both"):
+        make_experiment({"name": "x", "search": {"constraints": [{"cost": "macs"}]}}, "test")
+
+
+def test_an_experiment_survives_being_written_and_read() -> None:
+    experiment = load_experiment(ROOT / "experiments" / "quickstart.yaml")
+    again = make_experiment(yaml.safe_load(yaml.safe_dump(experiment.model_dump(mode="json"))), "test")
+    assert again == experiment
