@@ -18,7 +18,6 @@ from hanax.devices._table import (
     DeviceMismatchError,
     LatencyTable,
     Purpose,
-    SpaceMismatchError,
     TableError,
 )
 
@@ -39,7 +38,6 @@ __all__ = [
     "Method",
     "Purpose",
     "Round",
-    "SpaceMismatchError",
     "TableError",
     "UnknownDeviceError",
     "agent_command",

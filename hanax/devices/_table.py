@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from hanax.devices._atomic import write_atomically
+from hanax._files import write_atomically
 from hanax.devices._requests import DeviceIdentity
 from hanax.search_spaces import Arch, SearchSpace, graph_features
 
@@ -62,10 +62,6 @@ FEWEST_ROWS_FOR_OUTLIERS = 10
 
 class TableError(ValueError):
     """A latency table cannot be read, or its rows cannot be true."""
-
-
-class SpaceMismatchError(ValueError):
-    """A latency table belongs to another search space."""
 
 
 class DeviceMismatchError(ValueError):
@@ -183,11 +179,7 @@ class LatencyTable:
         Raises:
             SpaceMismatchError: It does not; names both fingerprints.
         """
-        if self.space_fingerprint != space.fingerprint:
-            raise SpaceMismatchError(
-                f"the latency table was measured for space {self.space_name or '(unnamed)'} with fingerprint "
-                f"{self.space_fingerprint}; the space here is {space.name} with fingerprint {space.fingerprint}"
-            )
+        space.require(self.space_fingerprint, f"the latency table of space {self.space_name or '(unnamed)'}")
         return self
 
     def for_device(self, device: DeviceIdentity) -> LatencyTable:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hanax._files import write_atomically
 from hanax.experiments._report import (
     _TEMPLATES,
     NOT_PREDICTED,
@@ -18,7 +19,6 @@ from hanax.experiments._report import (
     percent,
     settings_lines,
     significant,
-    write_atomic,
 )
 
 
@@ -139,7 +139,7 @@ def write_model_card(data: ModelCardData, path: Path) -> None:
     text = templates.get_template("model_card.md.j2").render(
         card=data, settings=settings_lines(data.settings), not_predicted=NOT_PREDICTED
     )
-    write_atomic(path, text.encode())
+    write_atomically(path, text.encode())
 
 
 def escape_markdown(text: object) -> str:

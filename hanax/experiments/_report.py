@@ -10,7 +10,6 @@ import html
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
+
+from hanax._files import write_atomically
 
 if TYPE_CHECKING:
     from hanax.predictors import PredictorCard
@@ -243,7 +244,7 @@ def write_report(data: ReportData, path: Path) -> None:
         not_predicted=NOT_PREDICTED,
         plotly_js=get_plotlyjs(),
     )
-    write_atomic(path, text.encode())
+    write_atomically(path, text.encode())
 
 
 def pareto_frame(data: ReportData) -> pd.DataFrame:
@@ -256,14 +257,14 @@ def pareto_frame(data: ReportData) -> pd.DataFrame:
 
 def write_pareto_csv(data: ReportData, path: Path) -> None:
     """Write `pareto_frame` as CSV; what was not measured is an empty field."""
-    write_atomic(path, pareto_frame(data).to_csv(index=False).encode())
+    write_atomically(path, pareto_frame(data).to_csv(index=False).encode())
 
 
 def write_pareto_parquet(data: ReportData, path: Path) -> None:
     """Write `pareto_frame` as Parquet."""
     buffer = io.BytesIO()
     pareto_frame(data).to_parquet(buffer, index=False)
-    write_atomic(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def write_front_png(data: ReportData, device_name: str, path: Path) -> None:
@@ -323,7 +324,7 @@ def write_front_png(data: ReportData, device_name: str, path: Path) -> None:
     canvas.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=3)
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png")
-    write_atomic(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -340,16 +341,6 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     centre = (correct + z**2 / 2) / (n + z**2)
     half_width = z / (n + z**2) * math.sqrt(correct * (n - correct) / n + z**2 / 4)
     return max(0.0, centre - half_width), min(1.0, centre + half_width)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: all of it or, after a crash at any moment, nothing of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 # Numbers as text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from hanax._files import write_atomically
 from hanax.predictors._additive import AdditivePredictor
 from hanax.predictors._predictor import LinearPredictor
 from hanax.predictors._ridge import RidgePredictor
@@ -49,22 +49,18 @@ def save_predictor(path: str | Path, predictor: LinearPredictor, space: SearchSp
     buffer = io.BytesIO()
     arrays[HEADER] = np.array(json.dumps(header, default=np.ndarray.tolist))
     np.savez_compressed(buffer, **arrays)
-    _write_atomically(Path(path), buffer.getvalue())
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def load_predictor(path: str | Path, space: SearchSpace, target: str) -> LinearPredictor:
     """Read what `save_predictor` wrote.
 
     Raises:
-        ValueError: The file is not a predictor or is damaged; it was learned on another space (names both
-            fingerprints) or for another target (names both).
+        SpaceMismatchError: It was learned on another space; names both fingerprints.
+        ValueError: The file is not a predictor, is damaged, or was learned for another target (names both).
     """
     header, arrays = _read(Path(path))
-    if header["space_fingerprint"] != space.fingerprint:
-        raise ValueError(
-            f"{path} was learned on search space {header['space_fingerprint']}; "
-            f"this one ({space.name}) is {space.fingerprint}"
-        )
+    space.require(header["space_fingerprint"], f"predictor {path}")
     if header["target"] != target:
         raise ValueError(f"{path} predicts {header['target']!r}; asked for {target!r}")
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in header["settings"].items()}
@@ -92,15 +88,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     except (KeyError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a predictor saved by Hanax, or it is damaged: {error}") from error
     return header, arrays
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hanax._files import write_atomically
-from hanax.search_spaces import Arch, Graph, Operator
+from hanax.search_spaces import Arch, Graph, Operator, SearchSpace
 from hanax.supernet._weights import Weights, check_weights, load_weights, save_weights
 
 
@@ -53,14 +53,21 @@ class Subnet:
         write_atomically(directory / "subnet.json", json.dumps(description, indent=1).encode())
 
     @classmethod
-    def load(cls, directory: Path) -> Subnet:
+    def load(cls, directory: Path, space: SearchSpace | None = None) -> Subnet:
         """Read what `save` wrote.
+
+        Args:
+            directory: The folder.
+            space: The space it must be of; any, if None.
 
         Raises:
             FileNotFoundError: There is no subnet in `directory`.
+            SpaceMismatchError: It belongs to another space than `space`.
             ValueError: The files are damaged or do not fit together.
         """
         description = json.loads((directory / "subnet.json").read_text())
+        if space is not None:
+            space.require(description["space_fingerprint"], f"subnet {directory}")
         return cls(
             arch=Arch.parse(description["arch"]),
             graph=_graph(description["graph"]),

@@ -378,7 +378,7 @@ def _cross_entropy(logits: Float[Array, "n classes"], targets: Float[Array, "n c
 
 @jax.jit
 def _largest_loss(
-    logits: Float[Array, "n classes"], labels: Float[Array, "n classes"], label_smoothing: float
+    logits: Float[Array, "n classes"], labels: Float[Array, "n classes"], label_smoothing: Float[Array, ""] | float
 ) -> tuple[Array, Array, Array, Array]:
     targets = labels * (1.0 - label_smoothing) + label_smoothing / labels.shape[1]
     loss, dlogits = jax.value_and_grad(_cross_entropy)(logits, targets)

@@ -21,11 +21,10 @@ from hanax.devices import (
     Ledger,
     LocalAgent,
     Method,
-    SpaceMismatchError,
     TableError,
     collect_latency,
 )
-from hanax.search_spaces import Arch, SearchSpace, mobilenet_v3, unique_rows
+from hanax.search_spaces import Arch, SearchSpace, SpaceMismatchError, mobilenet_v3, unique_rows
 
 SPEC = DEVICES["onnxruntime-fp32"]
 BRIEF = Method(warmup_runs=1, min_rounds=6, max_rounds=6, inner_ms=0.2)

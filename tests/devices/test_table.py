@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hanax.devices import COLUMNS, DeviceIdentity, DeviceMismatchError, LatencyTable, SpaceMismatchError, TableError
-from hanax.search_spaces import Arch, SearchSpace, mobilenet_v3, unique_rows
+from hanax.devices import COLUMNS, DeviceIdentity, DeviceMismatchError, LatencyTable, TableError
+from hanax.search_spaces import Arch, SearchSpace, SpaceMismatchError, mobilenet_v3, unique_rows
 
 
 def row(arch: Arch | str, latency_ms: float, spread: float = 0.01, **fields: object) -> dict[str, object]:
