@@ -106,7 +106,7 @@ def gather(path: Path) -> ReportData:
         images_used={
             "training": facts["n_train"],
             "calibration (of the training images)": measured_on["n_calibration"],
-            "validation": measured_on["n_validation"],
+            "validation": facts["n_validation"],
             "test": facts["n_test"],
         },
         stage_seconds=tuple((name, seconds) for name, _, seconds in stage_states(path) if name != "report"),

@@ -257,7 +257,8 @@ class Pipeline:
     def fit_latency(self, device: DeviceConfig, folder: Path) -> None:
         """Learn latency from the measured networks."""
         frame = self.latency_table(device).frame
-        self._fit(RidgePredictor(log_target=True), frame[frame["purpose"] == "table"], "latency_ms", "ms", folder)
+        # Latency itself, not its logarithm: it adds up over operators, as the features do.
+        self._fit(RidgePredictor(), frame[frame["purpose"] == "table"], "latency_ms", "ms", folder)
 
     def latency_table(self, device: DeviceConfig) -> Any:
         """The table of `device`."""
@@ -313,7 +314,6 @@ class Pipeline:
 
         spec = device.spec()
         archs = self.candidates(device)
-        scores = self.score(archs, folder / "scores.jsonl", self.evaluator)
         table = collect_latency(
             self.space,
             archs,
@@ -325,9 +325,10 @@ class Pipeline:
             method=_method(device),
             on_progress=self.reporter.bar("candidates measured"),
         )
+        correct = self.count_correct_on_validation(archs, folder / "correct.jsonl")
         measured = table.frame.set_index("arch")
         frame = self.predicted_frame(device, archs)
-        frame["validation_accuracy"] = [scores[arch] for arch in archs]
+        frame["validation_accuracy"] = [correct[arch] / len(self.split.y_validation) for arch in archs]
         for column in ("latency_ms", "latency_low_ms", "latency_high_ms"):
             frame[f"measured_{column}"] = measured[column].loc[[str(arch) for arch in archs]].to_numpy()
         frame["latency_error"] = frame["predicted_latency_ms"] / frame["measured_latency_ms"] - 1.0
@@ -337,6 +338,22 @@ class Pipeline:
         ends = {str(self.space.largest), str(self.space.smallest)}
         frame["reference"] = frame["arch"].isin(ends) & ~frame["on_front"]
         write_frame(folder / "confirmed.parquet", frame, self.space)
+
+    def count_correct_on_validation(self, archs: Sequence[Arch], log: Path) -> dict[Arch, int]:
+        """How many of all validation images the exported model of each arch classifies correctly; resumed from `log`."""
+        from hanax.experiments._ship import count_correct
+
+        known = {Arch.parse(line["arch"]): int(line["correct"]) for line in _read_lines(log)}
+        bar = self.reporter.bar("candidates scored")
+        with log.open("a", encoding="utf-8") as stream:
+            for index, arch in enumerate(archs):
+                if arch not in known:
+                    subnet = self.evaluator.extract(arch)
+                    known[arch] = count_correct(subnet, self.split.x_validation, self.split.y_validation)
+                    stream.write(json.dumps({"arch": str(arch), "correct": known[arch]}) + "\n")
+                    stream.flush()
+                bar(index + 1, len(archs))
+        return known
 
     def predicted_frame(self, device: DeviceConfig, archs: list[Arch]) -> pd.DataFrame:
         """What was predicted for `archs`, with intervals, and their exact sizes."""

@@ -33,7 +33,7 @@ def run_experiment(
         if device.table is not None and not Path(device.table).exists():
             raise ExperimentError(f"devices: {device.name}: there is no latency table {device.table}")
     with RunFolder(out) as folder:
-        from hanax.supernet import keep_compiled_code, keep_freed_memory, load_images
+        from hanax.supernet import keep_compiled_code, keep_freed_memory, load_images, release_freed_memory
 
         keep_compiled_code()
         keep_freed_memory()
@@ -52,6 +52,7 @@ def run_experiment(
         for number, stage in enumerate(stages, start=1):
             reporter.say(f"[{number}/{len(stages)}] {stage.name}")
             if folder.execute(stage, keys[stage.name]):
+                release_freed_memory()
                 seconds = json.loads((folder.stage(stage.name) / "done.json").read_text())["seconds"]
                 reporter.say(f"    done in {duration(seconds)}")
             else:

@@ -173,7 +173,7 @@ def _write_card(
             "validation (predicted)", row["predicted_accuracy"], row["predicted_accuracy_low"],
             row["predicted_accuracy_high"], "90 % jackknife+", n_validation,
         ),
-        AccuracyFigure("validation", row["validation_accuracy"], nan, nan, "", n_validation),
+        AccuracyFigure("validation", row["validation_accuracy"], nan, nan, "", len(split.y_validation)),
         AccuracyFigure(
             "test", row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"], "95 % Wilson",
             len(dataset.y_test),

@@ -1,7 +1,7 @@
 """What an architecture is worth on your images: data, the elastic supernet, calibration, extraction, export."""
 
 from hanax.supernet._augment import Augmentation, augment
-from hanax.supernet._backend import keep_compiled_code, keep_freed_memory
+from hanax.supernet._backend import keep_compiled_code, keep_freed_memory, release_freed_memory
 from hanax.supernet._blocks import apply_block
 from hanax.supernet._chain import (
     Params,
@@ -65,6 +65,7 @@ __all__ = [
     "normalise",
     "prepare",
     "random_weights",
+    "release_freed_memory",
     "resize",
     "run_onnx",
     "slice_weights",

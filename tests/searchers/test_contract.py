@@ -40,14 +40,14 @@ def _play(toy, searcher: Searcher, rounds: int, rng: np.random.Generator | None 
 
 
 def test_proposals_are_canonical_networks_of_the_space_and_none_comes_twice(toy, make) -> None:
-    asked = _play(toy, make(toy.space, 0), 6)
+    asked = _play(toy, make(toy.space, 0), 5)
     assert asked.dtype == np.int32
     np.testing.assert_array_equal(toy.space.canonical(asked), asked)
-    assert len(np.unique(asked, axis=0)) == len(asked) > 50
+    assert len(np.unique(asked, axis=0)) == len(asked) >= 50
 
 
 def test_the_same_seed_proposes_the_same_and_another_seed_does_not(toy, make) -> None:
-    first, second, other = (_play(toy, make(toy.space, seed), 5) for seed in (3, 3, 4))
+    first, second, other = (_play(toy, make(toy.space, seed), 3) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, other)
 
@@ -102,8 +102,8 @@ def test_no_network_is_evaluated_twice(toy, make) -> None:
         return toy.evaluate(codes)
 
     problem = toy.problem(Constraint("latency_ms", at_most=6.0, unit="ms"))
-    result = search(type(problem)(toy.space, problem.objectives, problem.constraints, evaluate), make(toy.space, 0), 95)
-    assert len(evaluated) == len(set(evaluated)) == len(result.codes) == len(result.costs) == 95
+    result = search(type(problem)(toy.space, problem.objectives, problem.constraints, evaluate), make(toy.space, 0), 45)
+    assert len(evaluated) == len(set(evaluated)) == len(result.codes) == len(result.costs) == 45
 
 
 def test_an_infeasible_constraint_ends_with_the_closest_value_found(tiny, make) -> None:
@@ -118,7 +118,7 @@ def test_an_infeasible_constraint_ends_with_the_closest_value_found(tiny, make) 
 
 
 def test_the_front_of_a_constrained_search_keeps_the_constraints(toy, make) -> None:
-    result = search(toy.problem(Constraint("macs", at_most=float(np.median(toy.macs)))), make(toy.space, 0), 120)
+    result = search(toy.problem(Constraint("macs", at_most=float(np.median(toy.macs)))), make(toy.space, 0), 60)
     assert (result.costs["macs"][result.front] <= np.median(toy.macs)).all()
     assert (result.costs["macs"] > np.median(toy.macs)).any()
 

@@ -88,7 +88,7 @@ def evaluator(make_evaluator: Callable[..., Evaluator]) -> Evaluator:
 
 @pytest.fixture(scope="session")
 def random_params() -> Callable[[SearchSpace, int], Params]:
-    """Weights without special values: no norm is the identity, no bias and no residual branch 0."""
+    """Weights without special values: no norm is the identity, no bias or residual branch 0, logits of all sizes."""
     from hanax.supernet import init_params
 
     def draw(space: SearchSpace, seed: int) -> Params:
@@ -97,7 +97,8 @@ def random_params() -> Callable[[SearchSpace, int], Params]:
 
         def perturb(path: tuple[jax.tree_util.DictKey, ...], array: jax.Array) -> jax.Array:
             name = path[-1].key
-            values = np.asarray(array) + rng.normal(0.0, spread.get(name, 0.1), array.shape)
+            deviation = 0.5 if path[-2].key == "classify" else spread.get(name, 0.1)
+            values = np.asarray(array) + rng.normal(0.0, deviation, array.shape)
             values = values + 0.7 * (name == "scale") * (np.asarray(array) == 0.0)
             return jax.numpy.asarray(values.astype(np.float32))
 
