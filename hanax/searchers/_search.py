@@ -98,11 +98,14 @@ def search(
 
     Raises:
         InfeasibleConstraintError: No evaluated network keeps all constraints.
-        ValueError: `reference` names other costs than the objectives, or `evaluate` gives no usable costs.
+        ValueError: `reference` names other costs than the objectives, `n_evaluations` is less than 1, or `evaluate`
+            gives no usable costs.
     """
     names = [objective.name for objective in problem.objectives]
     if reference is not None and sorted(reference) != sorted(names):
         raise ValueError(f"reference must name the objectives {', '.join(names)}; got {', '.join(reference) or 'none'}")
+    if n_evaluations < 1:
+        raise ValueError(f"n_evaluations is the number of networks to evaluate, at least 1; got {n_evaluations}")
     record = _Record(problem)
     stale_rounds = 0
     while len(record) < n_evaluations and stale_rounds < STALE_ROUNDS:

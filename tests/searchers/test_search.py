@@ -11,6 +11,7 @@ from hanax.searchers import (
     Constraint,
     InfeasibleConstraintError,
     Nsga2,
+    Objective,
     Problem,
     every_network,
     hypervolume,
@@ -96,6 +97,11 @@ def test_a_reference_must_name_the_objectives(toy) -> None:
         search(toy.problem(), Nsga2(toy.space), 10, reference={"latency": 1.0})
 
 
+def test_a_search_without_evaluations_is_refused(toy) -> None:
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        search(toy.problem(), Nsga2(toy.space), 0)
+
+
 def test_constraints_that_exclude_each_other_are_explained_by_the_nearest_network(tiny) -> None:
     constraints = (
         Constraint("accuracy", at_least=float(tiny.accuracy.max())),
@@ -111,8 +117,6 @@ def test_constraints_that_exclude_each_other_are_explained_by_the_nearest_networ
 
 
 def test_more_than_four_objectives_are_searched_without_a_hypervolume(toy) -> None:
-    from hanax.searchers import Objective
-
     def evaluate(codes: np.ndarray) -> dict[str, np.ndarray]:
         return {f"cost{i}": np.cos(codes @ np.arange(i, i + codes.shape[1])) for i in range(6)}
 
