@@ -169,7 +169,7 @@ def collect_latency(
     from hanax.devices import collect_latency as collect_table
     from hanax.experiments._config import DeviceConfig
     from hanax.experiments._export import latency_model_builder
-    from hanax.experiments._pipeline import draw_archs
+    from hanax.experiments._fitting import draw_archs
     from hanax.experiments._progress import Terminal
 
     spec = DeviceConfig(name=device, threads=threads, batch=batch).spec()
@@ -212,8 +212,8 @@ def collect_accuracy(
     """Score subnets of a run's trained supernet, each with its own batch-norm calibration; resumable."""
     import pandas as pd
 
+    from hanax.experiments._fitting import draw_archs
     from hanax.experiments._frames import write_frame
-    from hanax.experiments._pipeline import draw_archs
     from hanax.experiments._progress import Terminal
 
     terminal = Terminal()

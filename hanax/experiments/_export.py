@@ -13,6 +13,9 @@ from hanax.search_spaces import Arch, SearchSpace
 if TYPE_CHECKING:
     from hanax.supernet import Subnet
 
+CHUNK = 2000
+"""Images normalised at a time, to bound the memory."""
+
 
 def latency_model_builder(space: SearchSpace, model_format: str, batch: int, seed: int) -> Callable[[Arch], bytes]:
     """Builds the model file of an architecture with random weights: latency does not depend on their values."""
@@ -46,3 +49,22 @@ def export(subnet: Subnet, model_format: str, batch: int | None = 1) -> bytes:
     if batch is None:
         raise ValueError("a StableHLO export has a fixed batch; say which")
     return to_stablehlo(subnet.graph, subnet.weights, batch=batch)
+
+
+def exported_logits(subnet: Subnet, images: np.ndarray) -> np.ndarray:
+    """Logits of the exported ONNX model of `subnet` for byte images (n, h, w, c), by onnxruntime."""
+    from hanax.supernet import prepare, run_onnx
+
+    model = export(subnet, "onnx", None)
+    mean, std = (np.array(values, np.float32) for values in (subnet.input_mean, subnet.input_std))
+    side = subnet.graph.input_shape[1]
+    logits = []
+    for start in range(0, len(images), CHUNK):
+        prepared = np.asarray(prepare(images[start : start + CHUNK], mean, std, side))
+        logits.append(run_onnx(model, np.ascontiguousarray(prepared.transpose(3, 0, 1, 2))))
+    return np.concatenate(logits)
+
+
+def count_correct(subnet: Subnet, images: np.ndarray, labels: np.ndarray) -> int:
+    """How many of the byte images the exported model classifies correctly."""
+    return int((exported_logits(subnet, images).argmax(axis=1) == labels).sum())

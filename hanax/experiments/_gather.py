@@ -12,9 +12,9 @@ import pandas as pd
 
 from hanax.devices import LatencyTable, Ledger
 from hanax.experiments._config import DeviceConfig, Experiment, make_experiment
+from hanax.experiments._fitting import COVERAGE, LATENCY_TOLERANCE, load_card
 from hanax.experiments._folder import RunFolderError, stage_folder, stage_states
 from hanax.experiments._frames import read_frame
-from hanax.experiments._pipeline import COVERAGE, LATENCY_TOLERANCE, load_card
 from hanax.experiments._report import (
     WINNER_COLUMNS,
     DatasetSummary,

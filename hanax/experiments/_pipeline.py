@@ -18,30 +18,30 @@ import pandas as pd
 
 from hanax._files import write_atomically
 from hanax.experiments._config import DeviceConfig, Experiment
-from hanax.experiments._export import export, latency_model_builder
+from hanax.experiments._export import count_correct, export, latency_model_builder
+from hanax.experiments._fitting import (
+    COVERAGE,
+    LATENCY_TOLERANCE,
+    costs_of,
+    draw_archs,
+    training_data,
+)
 from hanax.experiments._folder import Stage, stage_folder
 from hanax.experiments._frames import read_frame, write_frame
 from hanax.experiments._progress import Reporter
 from hanax.predictors import (
-    PredictorCard,
     RidgePredictor,
     load_predictor,
     make_card,
     predictor_features,
     save_predictor,
 )
-from hanax.search_spaces import Arch, SearchSpace, graph_features, unique_rows
-from hanax.searchers import Constraint, Costs, Problem, search, spread_along_front
+from hanax.search_spaces import Arch, SearchSpace, graph_features
+from hanax.searchers import Constraint, Problem, search, spread_along_front
 
 if TYPE_CHECKING:
     from hanax.devices import Ledger
     from hanax.supernet import Evaluator, ImageDataset, Params, Split
-
-COVERAGE = 0.9
-"""What predicted intervals promise to hold."""
-
-LATENCY_TOLERANCE = 0.15
-"""A winner's measured latency that is further from its prediction than this share is called a miss."""
 
 
 class Pipeline:
@@ -340,9 +340,7 @@ class Pipeline:
         write_frame(folder / "confirmed.parquet", frame, self.space)
 
     def count_correct_on_validation(self, archs: Sequence[Arch], log: Path) -> dict[Arch, int]:
-        """How many of all validation images the exported model of each arch classifies correctly; resumed from `log`."""
-        from hanax.experiments._ship import count_correct
-
+        """How many of all validation images each arch's exported model classifies correctly; resumed from `log`."""
         known = {Arch.parse(line["arch"]): int(line["correct"]) for line in _read_lines(log)}
         bar = self.reporter.bar("candidates scored")
         with log.open("a", encoding="utf-8") as stream:
@@ -381,55 +379,6 @@ class Pipeline:
         from hanax.experiments._gather import write_outputs
 
         write_outputs(self.path)
-
-
-# ---- parts that the command line uses as well ------------------------------------------------------------------
-
-
-def draw_archs(space: SearchSpace, n: int, seed: Sequence[int]) -> list[Arch]:
-    """The largest, the smallest and `n` - 2 other networks drawn at random, all different.
-
-    The whole space, if it has no more than `n`; fewer than `n`, if drawing finds no more.
-    """
-    rng = np.random.default_rng(list(seed))
-    ends = space.canonical(space.encode([space.largest, space.smallest]))
-    codes = np.concatenate([ends, space.sample(rng, 20 * n)])
-    return space.decode(codes[unique_rows(codes)[:n]])
-
-
-def training_data(space: SearchSpace, frame: pd.DataFrame, target: str) -> tuple[Any, Any]:
-    """Features and costs of the rows of `frame`, for a predictor."""
-    codes = space.canonical(space.encode([Arch.parse(text) for text in frame["arch"]]))
-    return predictor_features(space, codes), frame[target].to_numpy(dtype=np.float64)
-
-
-def costs_of(space: SearchSpace, accuracy: Any, latency: Any, *, peak_memory: bool = False) -> Callable[[Any], Costs]:
-    """The function that a search asks for costs: both predictors and the exact sizes.
-
-    Args:
-        peak_memory: Give ``peak_activation_bytes`` too, which takes a millisecond a network.
-    """
-
-    def evaluate(codes: Any) -> Costs:
-        features = predictor_features(space, codes)
-        names, sums = graph_features(space, codes)
-        costs = {
-            "accuracy": accuracy.predict(features),
-            "latency_ms": latency.predict(features),
-            "macs": sums[:, names.index("macs")],
-            "params": sums[:, names.index("params")],
-        }
-        if peak_memory:
-            peaks = [space.graph(arch).peak_activation_bytes() for arch in space.decode(codes)]
-            costs["peak_activation_bytes"] = np.array(peaks, dtype=np.float64)
-        return costs
-
-    return evaluate
-
-
-def load_card(folder: Path) -> PredictorCard:
-    """The predictor card in a stage's folder."""
-    return PredictorCard(**json.loads((folder / "card.json").read_text()))
 
 
 def _method(device: DeviceConfig) -> Any:

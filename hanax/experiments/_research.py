@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from hanax.devices import LatencyTable
 from hanax.experiments._config import UNITS, ExperimentError
+from hanax.experiments._fitting import costs_of, training_data
 from hanax.experiments._folder import stage_folder
 from hanax.experiments._frames import read_frame
 from hanax.experiments._gather import read_experiment, read_space
-from hanax.experiments._pipeline import costs_of, training_data
 from hanax.predictors import RidgePredictor
 from hanax.searchers import Constraint, Problem, search
 

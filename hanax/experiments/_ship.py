@@ -13,7 +13,7 @@ import pandas as pd
 
 from hanax._files import write_atomically
 from hanax.experiments._config import DeviceConfig
-from hanax.experiments._export import export
+from hanax.experiments._export import count_correct, export, exported_logits
 from hanax.experiments._frames import read_frame, write_frame
 from hanax.experiments._model_card import (
     AccuracyFigure,
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 
 PARITY_TOLERANCE = 1e-4
 """Largest difference between the logits of an exported model and of the supernet, relative to the largest logit."""
-
-
-CHUNK = 2000
-"""Images normalised at a time, to bound the memory."""
 
 
 class ParityError(RuntimeError):
@@ -113,25 +109,6 @@ def check_parity(pipeline: Pipeline, subnet: Subnet) -> float:
             f"logit on the validation images; at most {PARITY_TOLERANCE:g} is rounding"
         )
     return difference
-
-
-def exported_logits(subnet: Subnet, images: np.ndarray) -> np.ndarray:
-    """Logits of the exported ONNX model of `subnet` for byte images (n, h, w, c), by onnxruntime."""
-    from hanax.supernet import prepare, run_onnx
-
-    model = export(subnet, "onnx", None)
-    mean, std = (np.array(values, np.float32) for values in (subnet.input_mean, subnet.input_std))
-    side = subnet.graph.input_shape[1]
-    logits = []
-    for start in range(0, len(images), CHUNK):
-        prepared = np.asarray(prepare(images[start : start + CHUNK], mean, std, side))
-        logits.append(run_onnx(model, np.ascontiguousarray(prepared.transpose(3, 0, 1, 2))))
-    return np.concatenate(logits)
-
-
-def count_correct(subnet: Subnet, images: np.ndarray, labels: np.ndarray) -> int:
-    """How many of the byte images the exported model classifies correctly."""
-    return int((exported_logits(subnet, images).argmax(axis=1) == labels).sum())
 
 
 def _write_card(

@@ -19,6 +19,8 @@ def non_dominated(losses: Floats) -> NDArray[np.bool_]:
     """
     if len(losses) == 0:
         return np.zeros(0, dtype=bool)
+    if losses.shape[1] == 1:  # moocore needs two objectives in its older versions
+        return np.asarray(losses[:, 0] == losses.min())
     return np.asarray(moocore.is_nondominated(losses, keep_weakly=True), dtype=bool)
 
 
@@ -29,6 +31,8 @@ def hypervolume(losses: Floats, reference: Floats) -> float:
     """
     if len(losses) == 0:
         return 0.0
+    if losses.shape[1] == 1:
+        return float(max(reference[0] - losses.min(), 0.0))
     return float(moocore.hypervolume(losses, ref=reference))
 
 
@@ -41,7 +45,8 @@ def constrained_rank(losses: Floats, violations: Floats) -> Indices:
     rank = np.zeros(len(losses), dtype=np.int64)
     n_fronts = 0
     if feasible.any():
-        rank[feasible] = moocore.pareto_rank(losses[feasible])
+        fronts = moocore.pareto_rank(losses[feasible])
+        rank[feasible] = fronts - fronts.min()  # older versions of moocore count from 1
         n_fronts = int(rank.max()) + 1
     rank[~feasible] = n_fronts + np.unique(violations[~feasible], return_inverse=True)[1]
     return rank

@@ -93,7 +93,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_front(
             process.send_signal(signal.SIGKILL)
             killed.append((stage, done.exists()))
         process.communicate()
-    assert [stage for stage, was_done in killed if not was_done][:2] == ["data", "supernet"]
+    assert {"supernet", "accuracy", "confirm/onnxruntime-fp32"} <= {stage for stage, was_done in killed if not was_done}
     status, output = command_line.run(*arguments, cwd=tmp_path)
     assert status == 0, output
     pd.testing.assert_frame_equal(predicted_front(tmp_path / "run"), predicted_front(tiny_run.folder))
