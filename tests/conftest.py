@@ -1,6 +1,7 @@
 """What all tests share.
 
-Neither JAX nor hanax is imported here: the jaxtyping hook must see hanax first, and most tests need no JAX.
+Shapes and types are checked while tests run: the hook must be there before hanax is imported for the first time, which
+the conftest files of folders do. JAX is not imported here, as most tests do not need it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+install_import_hook(["hanax.search_spaces", "hanax.supernet", "hanax.devices"], "beartype.beartype")
 
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # read by JAX when it is imported, here and in subprocesses
 

@@ -165,3 +165,13 @@ def test_minimum_versions_are_the_lower_bounds_that_are_declared() -> None:
     for name, requirement in (requirements() | requirements("test")).items():
         (bounds[name],) = [specifier.version for specifier in requirement.specifier if specifier.operator == ">="]
     assert pinned == bounds
+
+
+def test_shapes_and_types_are_checked_while_tests_run() -> None:
+    import numpy as np
+    from jaxtyping import TypeCheckError
+
+    from hanax.search_spaces import mobilenet_v3
+
+    with pytest.raises(TypeCheckError):
+        mobilenet_v3().active(np.zeros(3))

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from hanax.searchers import Constraint, Objective, Searcher
     from hanax.supernet import ImageDataset, Recipe
 
-PACKAGED_FILES = Path(__file__).parent / "files"
-"""Where a wheel keeps the experiment files, so that ``hanax run quickstart`` works without a checkout."""
+_IN_WHEEL, _IN_CHECKOUT = Path(__file__).parent / "files", Path(__file__).parents[2] / "experiments"
+
+PACKAGED_FILES = _IN_WHEEL if _IN_WHEEL.exists() else _IN_CHECKOUT
+"""The experiment files that come with Hanax, so that ``hanax run quickstart`` works from anywhere."""
 
 Activation = Literal["relu", "hswish"]
 Cost = Literal["accuracy", "latency_ms", "macs", "params", "peak_activation_bytes"]
