@@ -278,8 +278,9 @@ class SearchSpace:
     ) -> Bool[np.ndarray, " n"]:
         """Where `when` is true, given `codes` and which decisions count in them."""
         parent = self.column(when.decision)
-        indices = [self.decisions[parent].options.index(option) for option in when.options]
-        return active[:, parent] & np.isin(codes[:, parent], indices)
+        accepted = np.array([option in when.options for option in self.decisions[parent].options])
+        holds: Bool[np.ndarray, " n"] = active[:, parent] & accepted[codes[:, parent]]
+        return holds
 
     def column(self, name: str) -> int:
         """Position of decision `name` in the codes.
