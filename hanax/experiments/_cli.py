@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -56,9 +56,19 @@ def run(
             run_experiment(experiment, folder, from_stage=from_, reporter=terminal)
     except KeyboardInterrupt:
         command = " ".join(["hanax", "run", file, "--out", str(folder), *(f"--set {item}" for item in set_ or ())])
-        terminal.say(f"Stopped. What is finished is kept; to go on:\n    {command}")
-        raise typer.Exit(130) from None
+        _stop(f"Stopped. What is finished is kept; to go on:\n    {command}")
     _print_winners(folder)
+
+
+def _stop(text: str) -> NoReturn:
+    """Say `text` and end at once, with the exit status of an interrupt.
+
+    Without the interpreter's clean-up: threads that still compile or compute would come back to a Python that is gone,
+    and abort. Nothing is lost, as results are complete on disk or not there, whenever a process ends.
+    """
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+    os._exit(130)
 
 
 def _restart_with_huge_pages() -> None:
@@ -189,8 +199,7 @@ def collect_latency(
                 on_progress=terminal.bar("networks measured"),
             )
     except KeyboardInterrupt:
-        terminal.say(f"Stopped. {out} keeps what was measured; give the same command again to go on.")
-        raise typer.Exit(130) from None
+        _stop(f"Stopped. {out} keeps what was measured; give the same command again to go on.")
     for warning in table.lint(search_space):
         terminal.say(f"suspicious: {warning}")
     frame = table.frame
@@ -223,8 +232,7 @@ def collect_accuracy(
         with terminal.live():
             scores = pipeline.score(chosen, out.with_suffix(".jsonl"), pipeline.evaluator)
     except KeyboardInterrupt:
-        terminal.say(f"Stopped. {out.with_suffix('.jsonl')} keeps what was scored; give the same command to go on.")
-        raise typer.Exit(130) from None
+        _stop(f"Stopped. {out.with_suffix('.jsonl')} keeps what was scored; give the same command to go on.")
     frame = pd.DataFrame({"arch": [str(arch) for arch in chosen], "accuracy": [scores[arch] for arch in chosen]})
     evaluator = pipeline.evaluator
     write_frame(

@@ -168,10 +168,14 @@ def compile_chain(
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         futures = [pool.submit(build, *item) for item in work]
-        for done, future in enumerate(as_completed(futures), start=1):
-            future.result()
-            if on_progress is not None:
-                on_progress(done, len(work))
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                if on_progress is not None:
+                    on_progress(done, len(work))
+        except BaseException:  # an interrupt must not wait for what has not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return len(work)
 
 
