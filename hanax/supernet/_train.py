@@ -62,7 +62,8 @@ class Recipe:
         clip_norm: Largest global norm of the gradient, summed over the subnets of a step.
         n_random_subnets: Subnets of a step beside the largest and the smallest.
         seed: Decides the initial weights, the batches, their augmentation and the random subnets.
-        checkpoint_seconds: About how often the state is saved; the result does not depend on it.
+        checkpoint_seconds: About how often the state is saved; the result depends on it only after a rollback, which
+            goes back to the last checkpoint.
 
     Raises:
         ValueError: A value is out of range.
