@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from pathlib import Path
 
 import jax
+
+from hanax.supernet._native import cache_folder
 
 
 def keep_compiled_code() -> Path:
@@ -19,8 +20,7 @@ def keep_compiled_code() -> Path:
     """
     folder: str | None = getattr(jax.config, "jax_compilation_cache_dir", None)
     if folder is None:
-        root = os.environ.get("HANAX_CACHE") or Path.home() / ".cache" / "hanax"
-        folder = str(Path(root) / "xla")
+        folder = str(cache_folder() / "xla")
         jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

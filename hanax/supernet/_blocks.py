@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from hanax.search_spaces import Block, ConvBlock, Head, MBConv
+from hanax.search_spaces import Activation, Block, ConvBlock, Head, MBConv
 from hanax.supernet._depthwise import depthwise, kernel_is_data
 from hanax.supernet._layers import Statistics, activate, batch_norm, convolve, pointwise
 
@@ -26,6 +26,9 @@ BlockParams = dict[str, dict[str, Array]]
 """Operator within the block (``expand``, ``se.reduce``, ...) -> weight name -> array."""
 
 ElasticValue = int | Array
+
+Norms = int | dict[str, Statistics]
+"""Batch-norm statistics per operator of a block, or how many leading images they are to come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +38,14 @@ class BlockNet:
     Attributes:
         init: ``(block, rng) -> params`` at the block's largest.
         weights_for: ``(block, params, choice) -> params`` of the operators of the block with that choice.
-        apply: ``(block, weights, x, choice, n_statistics) -> (y, statistics per operator with a norm)``.
+        apply: ``(block, weights, x, choice, norms) -> (y, statistics per operator with a norm)``.
         is_data: ``(block, height) -> flags``: elastic parameters to pass as traced values, as they cost nothing extra
             on an input map of `height`.
     """
 
     init: Callable[[Any, np.random.Generator], BlockParams]
     weights_for: Callable[[Any, BlockParams, tuple[ElasticValue, ...]], BlockParams]
-    apply: Callable[[Any, BlockParams, Array, tuple[ElasticValue, ...], int], tuple[Array, dict[str, Statistics]]]
+    apply: Callable[[Any, BlockParams, Array, tuple[ElasticValue, ...], Norms], tuple[Array, dict[str, Statistics]]]
     is_data: Callable[[Any, int], tuple[bool, ...]]
 
 
@@ -60,11 +63,15 @@ def net_of(block: Block) -> BlockNet:
 
 
 def apply_block(
-    block: Block, params: BlockParams, x: Float[Array, "c h w n"], choice: tuple[ElasticValue, ...], n_statistics: int
+    block: Block, params: BlockParams, x: Float[Array, "c h w n"], choice: tuple[ElasticValue, ...], norms: Norms
 ) -> tuple[Array, dict[str, Statistics]]:
     """Output of `block` with `choice`, and the batch-norm statistics per operator (see `batch_norm`)."""
     net = net_of(block)
-    return net.apply(block, net.weights_for(block, params, choice), x, choice, n_statistics)
+    return net.apply(block, net.weights_for(block, params, choice), x, choice, norms)
+
+
+def _norm_of(norms: Norms, name: str) -> int | Statistics:
+    return norms if isinstance(norms, int) else norms[name]
 
 
 def _kernel(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Array:
@@ -109,11 +116,12 @@ def _init_conv(block: ConvBlock, rng: np.random.Generator) -> BlockParams:
 
 
 def _apply_conv(
-    block: ConvBlock, weights: BlockParams, x: Array, choice: tuple[ElasticValue, ...], n_statistics: int
+    block: ConvBlock, weights: BlockParams, x: Array, choice: tuple[ElasticValue, ...], norms: Norms
 ) -> tuple[Array, dict[str, Statistics]]:
     conv = weights["conv"]
-    y, statistics = batch_norm(convolve(x, conv["kernel"], block.stride), conv["scale"], conv["offset"], n_statistics)
-    return activate(y, block.activation), {"conv": statistics}
+    y = convolve(x, conv["kernel"], block.stride)
+    y, statistics = batch_norm(y, conv["scale"], conv["offset"], _norm_of(norms, "conv"), block.activation)
+    return y, {"conv": statistics}
 
 
 # ---- MBConv ---------------------------------------------------------------------------------------------------
@@ -192,21 +200,23 @@ def _mbconv_weights(block: MBConv, params: BlockParams, choice: tuple[ElasticVal
 
 
 def _apply_mbconv(
-    block: MBConv, weights: BlockParams, x: Array, choice: tuple[ElasticValue, ...], n_statistics: int
+    block: MBConv, weights: BlockParams, x: Array, choice: tuple[ElasticValue, ...], norms: Norms
 ) -> tuple[Array, dict[str, Statistics]]:
-    _, expand_ratio = choice
+    kernel_size, expand_ratio = choice
     ratios = block.expand_ratios
     mid = _look_up(expand_ratio, ratios, [block.mid_channels(ratio) for ratio in ratios])
     statistics: dict[str, Statistics] = {}
 
-    def normed(name: str, y: Array) -> Array:
-        y, statistics[name] = batch_norm(y, weights[name]["scale"], weights[name]["offset"], n_statistics)
+    def normed(name: str, y: Array, activation: Activation = "none") -> Array:
+        scale, offset = weights[name]["scale"], weights[name]["offset"]
+        y, statistics[name] = batch_norm(y, scale, offset, _norm_of(norms, name), activation)
         return y
 
     y = x
     if block.has_expansion:
-        y = activate(normed("expand", pointwise(y, weights["expand"]["kernel"])), block.activation)
-    y = activate(normed("depthwise", depthwise(y, weights["depthwise"]["kernel"], block.stride)), block.activation)
+        y = normed("expand", pointwise(y, weights["expand"]["kernel"]), block.activation)
+    y = depthwise(y, weights["depthwise"]["kernel"], block.stride, kernel_size)
+    y = normed("depthwise", y, block.activation)
     y = _limit(y, mid)  # after the activation: the offset of the batch norm revives what was zero before it
     if block.has_squeeze_excite:
         squeeze = _look_up(expand_ratio, ratios, [block.squeeze_channels(ratio) for ratio in ratios])
@@ -223,7 +233,7 @@ def _squeeze_excite(weights: BlockParams, pooled: Float[Array, "c n"], squeeze: 
 
 
 def _mbconv_is_data(block: MBConv, height: int) -> tuple[bool, ...]:
-    return (kernel_is_data(height, block.stride), False)
+    return (kernel_is_data(height, block.stride, block.kernel_sizes[-1]), False)
 
 
 # ---- Head -----------------------------------------------------------------------------------------------------
@@ -242,11 +252,12 @@ def _init_head(block: Head, rng: np.random.Generator) -> BlockParams:
 
 
 def _apply_head(
-    block: Head, weights: BlockParams, x: Array, choice: tuple[ElasticValue, ...], n_statistics: int
+    block: Head, weights: BlockParams, x: Array, choice: tuple[ElasticValue, ...], norms: Norms
 ) -> tuple[Array, dict[str, Statistics]]:
     expand, classify = weights["expand"], weights["classify"]
-    y, statistics = batch_norm(pointwise(x, expand["kernel"]), expand["scale"], expand["offset"], n_statistics)
-    pooled = activate(y, block.activation).mean(axis=(1, 2))
+    y = pointwise(x, expand["kernel"])
+    y, statistics = batch_norm(y, expand["scale"], expand["offset"], _norm_of(norms, "expand"), block.activation)
+    pooled = y.mean(axis=(1, 2))
     features = activate(weights["mix"]["kernel"] @ pooled, block.activation)
     logits = classify["kernel"] @ features + classify["bias"][:, None]
     return logits.T, {"expand": statistics}

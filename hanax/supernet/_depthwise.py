@@ -1,12 +1,16 @@
-"""Depthwise convolution on XLA for CPU, forward and backward, without `lax.conv` (20 to 80 times slower there).
+"""Depthwise convolution on a CPU, forward and backward, without `lax.conv` (20 to 80 times slower there).
 
 Layout ``C H W N``: channels, height, width, images. With the images innermost every form below runs over contiguous
-vectors. Two forms, chosen by `kernel_is_data` from the map's size:
+vectors. Three forms:
 
-* Small maps: per channel the kernel becomes a dense (H W) x (H' W') Toeplitz matrix and the convolution one GEMM
-  batched over channels. Its cost does not depend on the kernel size, so the kernel size can be data.
-* Larger maps: shift, multiply and add in both data directions; the weight gradient as GEMMs over tiles of the map
-  (autodiff of shift-multiply-add would reduce each tap by itself, ten times slower).
+* The native kernel (`_native.py`), for float32, where it is there: it reads the kernel size as data and does only the
+  work of that size.
+* Without it, small maps: per channel the kernel becomes a dense (H W) x (H' W') Toeplitz matrix and the convolution one
+  GEMM batched over channels. Its cost does not depend on the kernel size, so the kernel size can be data here too.
+* Without it, larger maps: shift, multiply and add in both data directions; the weight gradient as GEMMs over tiles of
+  the map (autodiff of shift-multiply-add would reduce each tap by itself, ten times slower).
+
+The pure-XLA forms are also the oracle that the native kernel is tested against.
 """
 
 from __future__ import annotations
@@ -17,25 +21,75 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
+
+from hanax.supernet._native import call_native, native_status
 
 TOEPLITZ_OUTPUTS = 64
 """Largest number of output positions for which the Toeplitz form is used."""
 
+NATIVE_SIZE = 7
+"""Largest kernel that the native form knows."""
 
-def kernel_is_data(height: int, stride: int) -> bool:
-    """Whether `depthwise` costs the same for every kernel size on a square map of `height`."""
-    out = -(-height // stride)
-    return out * out <= TOEPLITZ_OUTPUTS and height <= 16
+
+def kernel_is_data(height: int, stride: int, largest: int) -> bool:
+    """Whether a kernel size that is data costs no more than one that is compiled in, on a square map of `height`.
+
+    Args:
+        largest: The largest kernel size on offer.
+    """
+    return _is_native(stride, largest) or _is_small(height, height, stride)
+
+
+def _is_native(stride: int, largest: int) -> bool:
+    return stride <= 2 and largest <= NATIVE_SIZE and native_status().available
+
+
+def _is_small(height: int, width: int, stride: int) -> bool:
+    return -(-height // stride) * -(-width // stride) <= TOEPLITZ_OUTPUTS and max(height, width) <= 16
 
 
 def depthwise(
-    x: Float[Array, "c h w n"], kernel: Float[Array, "c k k"], stride: int = 1
+    x: Float[Array, "c h w n"],
+    kernel: Float[Array, "c k k"],
+    stride: int = 1,
+    size: Int[Array, ""] | int | None = None,
 ) -> Float[Array, "c h_out w_out n"]:
-    """Convolve every channel with its own `kernel`, padding by ``k // 2``; ``h_out = ceil(h / stride)``."""
-    if kernel_is_data(x.shape[1], stride) and kernel_is_data(x.shape[2], stride):
+    """Convolve every channel with its own `kernel`, padding by ``k // 2``; ``h_out = ceil(h / stride)``.
+
+    Args:
+        size: Of the part of `kernel` that is not zero, its centre; all of it by default. May be data.
+    """
+    if x.dtype == jnp.float32 and _is_native(stride, kernel.shape[1]):
+        return _native(x, kernel, jnp.asarray(kernel.shape[1] if size is None else size, jnp.int32), stride)
+    if _is_small(x.shape[1], x.shape[2], stride):
         return _toeplitz(x, kernel, stride)
     return _shifted(x, kernel, stride)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _native(
+    x: Float[Array, "c h w n"], kernel: Float[Array, "c k k"], size: Int[Array, ""], stride: int
+) -> Float[Array, "c ho wo n"]:
+    channels, height, width, images = x.shape
+    y = jax.ShapeDtypeStruct((channels, -(-height // stride), -(-width // stride), images), x.dtype)
+    result: Array = call_native("depthwise_forward", y, x, kernel, size, stride=stride)
+    return result
+
+
+def _native_forward(x: Array, kernel: Array, size: Array, stride: int) -> tuple[Array, tuple[Array, Array, Array]]:
+    return _native(x, kernel, size, stride), (x, kernel, size)
+
+
+def _native_backward(
+    stride: int, residuals: tuple[Array, Array, Array | np.ndarray], dy: Array
+) -> tuple[Array, Array, None]:
+    x, kernel, size = residuals  # `size` is numpy's where it was a constant when JAX traced the forward pass
+    dx, dkernel = call_native("depthwise_backward", (x, kernel), x, kernel, jnp.asarray(size), dy, stride=stride)
+    return dx, dkernel, None
+
+
+_native.defvjp(_native_forward, _native_backward)
 
 
 def _taps(size: int, kernel_size: int, stride: int) -> Float[np.ndarray, "k size out"]:
@@ -48,8 +102,8 @@ def _taps(size: int, kernel_size: int, stride: int) -> Float[np.ndarray, "k size
 
 def _toeplitz(x: Float[Array, "c h w n"], kernel: Float[Array, "c k k"], stride: int) -> Float[Array, "c ho wo n"]:
     channels, height, width, images = x.shape
-    rows = _taps(height, kernel.shape[1], stride)
-    columns = _taps(width, kernel.shape[2], stride)
+    rows = _taps(height, kernel.shape[1], stride).astype(kernel.dtype)
+    columns = _taps(width, kernel.shape[2], stride).astype(kernel.dtype)
     matrix = jnp.einsum("cab,aio->cbio", kernel, rows)
     matrix = jnp.einsum("cbio,bjp->cijop", matrix, columns)
     out_height, out_width = rows.shape[2], columns.shape[2]
@@ -123,8 +177,8 @@ def _weight_gradient(x: Float[Array, "c h w n"], dy: Float[Array, "c h w n"], si
                 "cin,con->cio", seen.reshape(channels, -1, images), given.reshape(channels, -1, images)
             )
     products = products.reshape(channels, tile_height + 2 * half, tile_width + 2 * half, tile_height, tile_width)
-    rows = _halo_taps(tile_height, size)
-    columns = _halo_taps(tile_width, size)
+    rows = _halo_taps(tile_height, size).astype(x.dtype)
+    columns = _halo_taps(tile_width, size).astype(x.dtype)
     partial_sums = jnp.einsum("cijop,aio->cajp", products, rows)
     return jnp.einsum("cajp,bjp->cab", partial_sums, columns)
 

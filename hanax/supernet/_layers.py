@@ -1,6 +1,12 @@
-"""The layers that blocks are made of, in layout ``C H W N`` (channels, height, width, images)."""
+"""The layers that blocks are made of, in layout ``C H W N`` (channels, height, width, images).
+
+Batch norms (with the activation after them) and 1x1 convolutions have native kernels for float32 beside their pure-XLA
+forms: see `_native.py`. Both forms compute the same to rounding.
+"""
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from hanax.search_spaces import Activation
+from hanax.supernet._native import call_native, native_status
 
 BATCH_NORM_EPSILON = 1e-5
 
@@ -27,19 +34,87 @@ def activate(x: Float[Array, "..."], activation: Activation) -> Float[Array, "..
 
 
 def batch_norm(
-    x: Float[Array, "c h w n"], scale: Float[Array, " c"], offset: Float[Array, " c"], n_statistics: int
+    x: Float[Array, "c h w n"],
+    scale: Float[Array, " c"],
+    offset: Float[Array, " c"],
+    norm: int | Statistics,
+    activation: Activation = "none",
 ) -> tuple[Float[Array, "c h w n"], Statistics]:
-    """`x` normalised by the statistics of its first `n_statistics` images, and those statistics.
+    """`x` normalised and activated, and the statistics it was normalised by, through which no gradient flows.
 
-    All of the batch in training. In evaluation the calibration images come first and the images to score after them:
-    one pass calibrates and scores, and no score can depend on another scored image.
+    Args:
+        norm: The statistics; or how many leading images of `x` they come from: all of the batch in training. In
+            evaluation the calibration images come first and the images to score after them: one pass calibrates and
+            scores, and no score can depend on another scored image.
     """
-    seen = x[..., :n_statistics]
-    count = seen.size // seen.shape[0]
-    mean = _sum_per_channel(seen) / count
-    variance = _sum_per_channel(jnp.square(seen - _spread(mean))) / count
+    is_wide = x.dtype == jnp.float32
+    if isinstance(norm, int) and is_wide and activation in _NATIVE_ACTIVATIONS and native_status().available:
+        n_statistics = min(norm, x.shape[-1])
+        if n_statistics == x.shape[-1]:
+            return _native_batch_norm(x, scale, offset, activation)
+        return _native_batch_norm_forward(x, scale, offset, activation, n_statistics)
+    wide = x.astype(jnp.float32)  # statistics and the difference from a mean need more digits than bfloat16 has
+    mean, variance = statistics_of(wide[..., :norm]) if isinstance(norm, int) else norm
     factor = scale * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
-    return (x - _spread(mean)) * _spread(factor) + _spread(offset), (mean, variance)
+    y = activate((wide - _spread(mean)) * _spread(factor) + _spread(offset), activation)
+    return y.astype(x.dtype), jax.lax.stop_gradient((mean, variance))
+
+
+_NATIVE_ACTIVATIONS: dict[Activation, int] = {"none": 0, "relu": 1, "hswish": 2}
+"""The activations that the native kernel knows, by its numbers."""
+
+
+def _native_batch_norm_forward(
+    x: Array, scale: Array, offset: Array, activation: Activation, n_statistics: int
+) -> tuple[Array, Statistics]:
+    y, mean, variance = call_native(
+        "batch_norm_forward",
+        (x, scale, scale),
+        x,
+        scale,
+        offset,
+        activation=_NATIVE_ACTIVATIONS[activation],
+        n_statistics=n_statistics,
+        epsilon=BATCH_NORM_EPSILON,
+    )
+    return y, (mean, variance)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _native_batch_norm(x: Array, scale: Array, offset: Array, activation: Activation) -> tuple[Array, Statistics]:
+    return _native_batch_norm_forward(x, scale, offset, activation, x.shape[-1])
+
+
+def _batch_norm_with_residuals(
+    x: Array, scale: Array, offset: Array, activation: Activation
+) -> tuple[tuple[Array, Statistics], tuple[Array, ...]]:
+    y, (mean, variance) = _native_batch_norm(x, scale, offset, activation)
+    return (y, (mean, variance)), (x, scale, offset, mean, variance)
+
+
+def _batch_norm_backward(
+    activation: Activation, residuals: tuple[Array, ...], given: tuple[Array, Statistics]
+) -> tuple[Array, Array, Array]:
+    x, scale, *_ = residuals
+    dx, dscale, doffset = call_native(
+        "batch_norm_backward",
+        (x, scale, scale),
+        *residuals,
+        given[0],
+        activation=_NATIVE_ACTIVATIONS[activation],
+        epsilon=BATCH_NORM_EPSILON,
+    )
+    return dx, dscale, doffset
+
+
+_native_batch_norm.defvjp(_batch_norm_with_residuals, _batch_norm_backward)
+
+
+def statistics_of(x: Float[Array, "c h w n"]) -> Statistics:
+    """Mean and (biased) variance of every channel."""
+    count = x.size // x.shape[0]
+    mean = _sum_per_channel(x) / count
+    return mean, _sum_per_channel(jnp.square(x - _spread(mean))) / count
 
 
 def _sum_per_channel(x: Float[Array, "c h w n"]) -> Float[Array, " c"]:
@@ -52,8 +127,28 @@ def _spread(values: Float[Array, " c"]) -> Float[Array, "c 1 1 1"]:
 
 
 def pointwise(x: Float[Array, "c h w n"], kernel: Float[Array, "c_out c"]) -> Float[Array, "c_out h w n"]:
-    """1x1 convolution as one GEMM."""
+    """1x1 convolution, as one matrix product."""
+    if x.dtype == jnp.float32 and native_status().available:
+        return _native_pointwise(x, kernel)
     return (kernel @ x.reshape(x.shape[0], -1)).reshape(kernel.shape[0], *x.shape[1:])
+
+
+@jax.custom_vjp
+def _native_pointwise(x: Array, kernel: Array) -> Array:
+    y: Array = call_native("pointwise_forward", jax.ShapeDtypeStruct((len(kernel), *x.shape[1:]), x.dtype), x, kernel)
+    return y
+
+
+def _pointwise_with_residuals(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _native_pointwise(x, kernel), (x, kernel)
+
+
+def _pointwise_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    dx, dkernel = call_native("pointwise_backward", residuals, *residuals, dy)
+    return dx, dkernel
+
+
+_native_pointwise.defvjp(_pointwise_with_residuals, _pointwise_backward)
 
 
 def convolve(

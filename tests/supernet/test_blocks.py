@@ -71,8 +71,12 @@ def test_a_traced_kernel_size_gives_the_same_kernel_in_a_frame_of_zeros() -> Non
         np.testing.assert_allclose(traced(params, jnp.int32(size)), framed, atol=1e-6)
 
 
+@pytest.mark.parametrize("native", ["1", "0"])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_traced_choices_compute_what_static_ones_do_without_compiling_again(name: str) -> None:
+def test_traced_choices_compute_what_static_ones_do_without_compiling_again(
+    name: str, native: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANAX_NATIVE", native)
     block, params, x = BLOCKS[name], random(BLOCKS[name]), images(9)
 
     @partial(jax.jit, compiler_options=QUICK)
@@ -129,9 +133,7 @@ def test_a_choice_has_exactly_the_weights_that_its_operators_count(block: object
 
 def test_a_residual_block_starts_as_the_identity() -> None:
     x = images(5)
-    y, _ = jax.jit(partial(apply_block, RESIDUAL, choice=(5, 2), n_statistics=6), compiler_options=QUICK)(
-        fresh(RESIDUAL), x
-    )
+    y, _ = jax.jit(partial(apply_block, RESIDUAL, choice=(5, 2), norms=6), compiler_options=QUICK)(fresh(RESIDUAL), x)
     np.testing.assert_array_equal(y, x)
 
 

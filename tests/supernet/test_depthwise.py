@@ -1,4 +1,4 @@
-"""Both forms of the depthwise convolution compute what XLA's own convolution does, and so do their gradients."""
+"""All forms of the depthwise convolution compute what XLA's own convolution does, and so do their gradients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jax import Array
 
 from hanax.supernet import _depthwise
 from hanax.supernet._depthwise import depthwise, kernel_is_data
+from hanax.supernet._native import NativeStatus
 
 FORMS = {"toeplitz": _depthwise._toeplitz, "shifted": _depthwise._shifted}
 QUICK = {"xla_backend_optimization_level": 0}  # each is run once: the compiler's own time is what counts
@@ -84,24 +85,29 @@ def test_each_form_equals_the_convolution_of_xla(
     images=st.integers(1, 5),
     kernel_size=st.sampled_from([1, 3, 5, 7]),
     stride=st.integers(1, 3),
+    native=st.sampled_from("01"),
 )
-@example(channels=1, height=1, width=1, images=1, kernel_size=7, stride=2)
-@example(channels=2, height=17, width=8, images=1, kernel_size=7, stride=2)
+@example(channels=1, height=1, width=1, images=1, kernel_size=7, stride=2, native="0")
+@example(channels=2, height=17, width=8, images=1, kernel_size=7, stride=2, native="0")
+@example(channels=2, height=17, width=8, images=1, kernel_size=7, stride=2, native="1")
 def test_any_shape_gives_the_convolution_of_xla(
-    channels: int, height: int, width: int, images: int, kernel_size: int, stride: int
+    channels: int, height: int, width: int, images: int, kernel_size: int, stride: int, native: str
 ) -> None:
-    assert_same_as_reference(
-        lambda x, kernel: depthwise(x, kernel, stride), (channels, height, width, images), (kernel_size,), stride
-    )
+    with pytest.MonkeyPatch.context() as patch:  # read while it is traced
+        patch.setenv("HANAX_NATIVE", native)
+        assert_same_as_reference(
+            lambda x, kernel: depthwise(x, kernel, stride), (channels, height, width, images), (kernel_size,), stride
+        )
 
 
 @pytest.mark.parametrize(("size", "stride", "form"), [
     (8, 1, "_toeplitz"), (9, 1, "_shifted"), (16, 2, "_toeplitz"), (15, 2, "_toeplitz"), (17, 2, "_shifted"),
     (32, 4, "_shifted"),
 ])  # fmt: skip
-def test_small_maps_take_the_form_whose_cost_does_not_depend_on_the_kernel(
+def test_without_native_kernels_small_maps_take_the_form_whose_cost_does_not_depend_on_the_kernel(
     size: int, stride: int, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_depthwise, "_is_native", lambda stride, largest: False)
     used = []
     for name in ("_toeplitz", "_shifted"):
         compute = getattr(_depthwise, name)
@@ -109,7 +115,17 @@ def test_small_maps_take_the_form_whose_cost_does_not_depend_on_the_kernel(
     shapes = (jax.ShapeDtypeStruct((1, size, size, 1), np.float32), jax.ShapeDtypeStruct((1, 3, 3), np.float32))
     jax.eval_shape(lambda x, kernel: depthwise(x, kernel, stride), *shapes)
     assert used == [form]
-    assert kernel_is_data(size, stride) == (form == "_toeplitz")
+    assert kernel_is_data(size, stride, 3) == (form == "_toeplitz")
+
+
+@pytest.mark.parametrize(("height", "stride", "largest", "is_data"), [
+    (8, 1, 7, True), (32, 1, 7, True), (33, 2, 5, True), (32, 3, 7, False), (32, 1, 9, False), (8, 1, 9, True),
+])  # fmt: skip
+def test_with_native_kernels_the_size_is_data_on_any_map(
+    height: int, stride: int, largest: int, is_data: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_depthwise, "native_status", lambda: NativeStatus(True, "as if"))
+    assert kernel_is_data(height, stride, largest) == is_data
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,0 +1,178 @@
+// The kernels as XLA custom calls. They run on XLA's own thread pool; buffers are in layout C H W N.
+
+#include "batch_norm.h"
+#include "depthwise.h"
+#include "pointwise.h"
+#include "threads.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using hanax::for_each;
+
+using F32x1 = ffi::Buffer<ffi::F32, 1>;
+using F32x2 = ffi::Buffer<ffi::F32, 2>;
+using F32x3 = ffi::Buffer<ffi::F32, 3>;
+using F32x4 = ffi::Buffer<ffi::F32, 4>;
+using Size = ffi::Buffer<ffi::S32, 0>;
+
+constexpr int64_t kTaskFloats = 20000;  // results worth handing a task to another thread for
+
+int64_t grain(int64_t floats_each) { return std::max<int64_t>(1, kTaskFloats / std::max<int64_t>(1, floats_each)); }
+
+// ---- depthwise -------------------------------------------------------------------------------------------------------
+
+ffi::Error check(const hanax::depthwise::Problem& p) {
+  if (p.stride < 1 || p.stride > 2) return ffi::Error::InvalidArgument("stride must be 1 or 2");
+  if (p.largest > hanax::depthwise::kMaxSize || p.size < 1 || p.size > p.largest || p.size % 2 == 0)
+    return ffi::Error::InvalidArgument("the kernel size must be odd, at most 7 and at most that of the weights");
+  return ffi::Error::Success();
+}
+
+template <typename Dimensions>
+hanax::depthwise::Problem depthwise_problem(Dimensions x, Dimensions y, int64_t largest, int64_t size, int64_t stride) {
+  return {x[0], x[1], x[2], x[3], y[1], y[2], largest, size, stride};
+}
+
+ffi::Error DepthwiseForward(ffi::ThreadPool pool, F32x4 x, F32x3 weights, Size size, ffi::Result<F32x4> y,
+                            int64_t stride) {
+  const auto p = depthwise_problem(x.dimensions(), y->dimensions(), weights.dimensions()[2], *size.typed_data(), stride);
+  if (ffi::Error error = check(p); error.failure()) return error;
+  for_each(pool, p.channels, grain(p.out_plane()), [&](int64_t channel) {
+    hanax::depthwise::forward_channel(p, channel, x.typed_data(), weights.typed_data(), y->typed_data());
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error DepthwiseBackward(ffi::ThreadPool pool, F32x4 x, F32x3 weights, Size size, F32x4 dy, ffi::Result<F32x4> dx,
+                             ffi::Result<F32x3> dweights, int64_t stride) {
+  const auto p = depthwise_problem(x.dimensions(), dy.dimensions(), weights.dimensions()[2], *size.typed_data(), stride);
+  if (ffi::Error error = check(p); error.failure()) return error;
+  for_each(pool, p.channels, grain(p.plane()), [&](int64_t channel) {
+    hanax::depthwise::backward_channel(p, channel, x.typed_data(), weights.typed_data(), dy.typed_data(),
+                                       dx->typed_data(), dweights->typed_data());
+  });
+  return ffi::Error::Success();
+}
+
+// ---- pointwise -------------------------------------------------------------------------------------------------------
+
+int64_t columns_of(const F32x4& x) { return x.dimensions()[1] * x.dimensions()[2] * x.dimensions()[3]; }
+
+ffi::Error PointwiseForward(ffi::ThreadPool pool, F32x4 x, F32x2 w, ffi::Result<F32x4> y) {
+  hanax::pointwise::forward(pool, x.typed_data(), w.typed_data(), y->typed_data(), w.dimensions()[1], w.dimensions()[0],
+                            columns_of(x));
+  return ffi::Error::Success();
+}
+
+ffi::Error PointwiseBackward(ffi::ThreadPool pool, F32x4 x, F32x2 w, F32x4 dy, ffi::Result<F32x4> dx,
+                             ffi::Result<F32x2> dw) {
+  hanax::pointwise::backward(pool, x.typed_data(), w.typed_data(), dy.typed_data(), dx->typed_data(), dw->typed_data(),
+                             w.dimensions()[1], w.dimensions()[0], columns_of(x));
+  return ffi::Error::Success();
+}
+
+// ---- batch norm and activation -----------------------------------------------------------------------------------------
+
+using hanax::batch_norm::Activation;
+
+template <typename Call>
+void with_activation(int64_t activation, const Call& call) {
+  switch (activation) {
+    case hanax::batch_norm::kRelu: return call(std::integral_constant<Activation, hanax::batch_norm::kRelu>());
+    case hanax::batch_norm::kHardSwish: return call(std::integral_constant<Activation, hanax::batch_norm::kHardSwish>());
+    default: return call(std::integral_constant<Activation, hanax::batch_norm::kNone>());
+  }
+}
+
+ffi::Error BatchNormForward(ffi::ThreadPool pool, F32x4 x, F32x1 scale, F32x1 offset, ffi::Result<F32x4> y,
+                            ffi::Result<F32x1> mean, ffi::Result<F32x1> variance, int64_t activation,
+                            int64_t n_statistics, float epsilon) {
+  const auto shape = x.dimensions();
+  const int64_t positions = shape[1] * shape[2], images = shape[3], plane = positions * images;
+  for_each(pool, shape[0], grain(plane), [&](int64_t c) {
+    const float* values = x.typed_data() + c * plane;
+    const auto found = hanax::batch_norm::statistics(values, positions, images, n_statistics);
+    mean->typed_data()[c] = found.mean;
+    variance->typed_data()[c] = found.variance;
+    const float factor = scale.typed_data()[c] / __builtin_sqrtf(found.variance + epsilon);
+    with_activation(activation, [&](auto kind) {
+      hanax::batch_norm::apply<kind>(values, plane, found.mean, factor, offset.typed_data()[c],
+                                     y->typed_data() + c * plane);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error BatchNormBackward(ffi::ThreadPool pool, F32x4 x, F32x1 scale, F32x1 offset, F32x1 mean, F32x1 variance,
+                             F32x4 dy, ffi::Result<F32x4> dx, ffi::Result<F32x1> dscale, ffi::Result<F32x1> doffset,
+                             int64_t activation, float epsilon) {
+  const auto shape = x.dimensions();
+  const int64_t plane = shape[1] * shape[2] * shape[3];
+  for_each(pool, shape[0], grain(plane), [&](int64_t c) {
+    with_activation(activation, [&](auto kind) {
+      hanax::batch_norm::gradients<kind>(x.typed_data() + c * plane, dy.typed_data() + c * plane, plane,
+                                         {mean.typed_data()[c], variance.typed_data()[c]}, epsilon,
+                                         scale.typed_data()[c], offset.typed_data()[c], dx->typed_data() + c * plane,
+                                         dscale->typed_data() + c, doffset->typed_data() + c);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxDepthwiseForward, DepthwiseForward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32x4>()
+                                  .Arg<F32x3>()
+                                  .Arg<Size>()
+                                  .Ret<F32x4>()
+                                  .Attr<int64_t>("stride"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxDepthwiseBackward, DepthwiseBackward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32x4>()
+                                  .Arg<F32x3>()
+                                  .Arg<Size>()
+                                  .Arg<F32x4>()
+                                  .Ret<F32x4>()
+                                  .Ret<F32x3>()
+                                  .Attr<int64_t>("stride"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxPointwiseForward, PointwiseForward,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32x4>().Arg<F32x2>().Ret<F32x4>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    HanaxPointwiseBackward, PointwiseBackward,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32x4>().Arg<F32x2>().Arg<F32x4>().Ret<F32x4>().Ret<F32x2>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxBatchNormForward, BatchNormForward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32x4>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x1>()
+                                  .Ret<F32x4>()
+                                  .Ret<F32x1>()
+                                  .Ret<F32x1>()
+                                  .Attr<int64_t>("activation")
+                                  .Attr<int64_t>("n_statistics")
+                                  .Attr<float>("epsilon"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxBatchNormBackward, BatchNormBackward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32x4>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x4>()
+                                  .Ret<F32x4>()
+                                  .Ret<F32x1>()
+                                  .Ret<F32x1>()
+                                  .Attr<int64_t>("activation")
+                                  .Attr<float>("epsilon"));
