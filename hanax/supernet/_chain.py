@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import Any
@@ -23,8 +23,9 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from hanax.search_spaces import INPUT, RESOLUTION, Arch, Block, PlacedBlock, SearchSpace
-from hanax.supernet._blocks import BlockParams, ElasticValue, apply_block, net_of
+from hanax.supernet._blocks import BlockParams, ElasticValue, Norms, net_of
 from hanax.supernet._layers import Statistics
+from hanax.supernet._precision import ComputeDtype, apply_block_in
 
 Params = dict[str, BlockParams]
 """Slot name -> weights of its block at its largest."""
@@ -68,7 +69,7 @@ def _merge_choice(static: tuple[int | None, ...], traced: tuple[Array, ...]) -> 
     return tuple(next(values) if value is None else value for value in static)
 
 
-@partial(jax.jit, static_argnames=("block", "static", "is_first"))
+@partial(jax.jit, static_argnames=("block", "static", "is_first", "dtype"))
 def _forward(
     block: Block,
     static: tuple[int | None, ...],
@@ -76,9 +77,10 @@ def _forward(
     x: Array,
     traced: tuple[Array, ...],
     is_first: bool,
+    dtype: ComputeDtype,
 ) -> tuple[Array, Any]:
     def apply(params: BlockParams, x: Array) -> Array:
-        return apply_block(block, params, x, _merge_choice(static, traced), x.shape[-1])[0]
+        return apply_block_in(dtype, block, params, x, _merge_choice(static, traced), x.shape[-1])[0]
 
     if is_first:  # nobody needs the gradient of the images
         return jax.vjp(lambda params: apply(params, x), params)
@@ -91,32 +93,70 @@ def _backward(vjp: Any, dy: Array, accumulated: BlockParams) -> tuple[BlockParam
     return jax.tree.map(jnp.add, accumulated, gradient), tuple(rest)
 
 
-@partial(jax.jit, static_argnames=("block", "static", "n_statistics"))
+@partial(jax.jit, static_argnames=("block", "static", "n_statistics", "dtype"))
 def _evaluate(
     block: Block,
     static: tuple[int | None, ...],
     params: BlockParams,
     x: Array,
     traced: tuple[Array, ...],
-    n_statistics: int,
+    n_statistics: int | None,
+    statistics: dict[str, Statistics] | None,
+    dtype: ComputeDtype,
 ) -> tuple[Array, dict[str, Statistics]]:
-    return apply_block(block, params, x, _merge_choice(static, traced), n_statistics)
+    norms: Any = n_statistics if statistics is None else statistics
+    return apply_block_in(dtype, block, params, x, _merge_choice(static, traced), norms)
 
 
-Tape = list[tuple[str, Any]]
-"""For each block run, in order: its slot's name and its vjp closure."""
+@partial(jax.jit, static_argnames=("blocks", "dtype"))
+def _forward_whole(blocks: tuple[PlacedBlock, ...], params: Params, x: Array, dtype: ComputeDtype) -> tuple[Array, Any]:
+    def apply(params: Params) -> Array:
+        y = x
+        for placed in blocks:
+            slot = placed.slot
+            y, _ = apply_block_in(dtype, slot.block, params[slot.name], y, placed.choice, y.shape[-1])
+        return y
+
+    return jax.vjp(apply, params)
+
+
+@partial(jax.jit, donate_argnums=(2,))
+def _backward_whole(vjp: Any, dy: Array, accumulated: Params) -> Params:
+    (gradient,) = vjp(dy)
+    total: Params = jax.tree.map(jnp.add, accumulated, gradient)
+    return total
+
+
+Tape = list[tuple[tuple[str, ...], Any]]
+"""For each executable run, in order: the names of its slots, and its vjp closure."""
 
 
 def forward_with_tape(
-    space: SearchSpace, params: Params, arch: Arch, x: Float[Array, "c h w n"]
+    space: SearchSpace,
+    params: Params,
+    arch: Arch,
+    x: Float[Array, "c h w n"],
+    *,
+    dtype: ComputeDtype = "float32",
+    recurs: bool = False,
 ) -> tuple[Float[Array, "n classes"], Tape]:
-    """Logits of `arch` in training mode (batch norm over the batch), and what `backward_along` needs."""
+    """Logits of `arch` in training mode (batch norm over the batch), and what `backward_along` needs.
+
+    Args:
+        dtype: What blocks compute in, see `apply_block_in`; logits and gradients are float32.
+        recurs: `arch` is worth executables of its own, which take seconds to compile and run faster than the chain.
+    """
+    if recurs:
+        blocks = tuple(space.blocks(arch))
+        names = tuple(placed.slot.name for placed in blocks)
+        logits, vjp = _forward_whole(blocks, {name: params[name] for name in names}, x, dtype)
+        return logits, [(names, vjp)]
     tape: Tape = []
     for placed in space.blocks(arch):
         slot = placed.slot
         static, traced = _split_choice(placed, x.shape[1])
-        x, vjp = _forward(slot.block, static, params[slot.name], x, traced, not tape)
-        tape.append((slot.name, vjp))
+        x, vjp = _forward(slot.block, static, params[slot.name], x, traced, not tape, dtype)
+        tape.append(((slot.name,), vjp))
     return x, tape
 
 
@@ -124,18 +164,27 @@ def backward_along(tape: Tape, dlogits: Float[Array, "n classes"], gradient: Par
     """Add the gradient for `dlogits` to `gradient`, whose old arrays must not be used afterwards. Empties `tape`."""
     dy = dlogits
     while tape:
-        name, vjp = tape.pop()
-        gradient[name], rest = _backward(vjp, dy, gradient[name])
+        names, vjp = tape.pop()
+        if len(names) > 1:
+            gradient.update(_backward_whole(vjp, dy, {name: gradient[name] for name in names}))
+            return
+        gradient[names[0]], rest = _backward(vjp, dy, gradient[names[0]])
         dy = rest[0] if rest else dy
 
 
 def evaluate_block(
-    placed: PlacedBlock, params: Params, x: Float[Array, "c h w n"], n_statistics: int
+    placed: PlacedBlock, params: Params, x: Float[Array, "c h w n"], norms: Norms, *, dtype: ComputeDtype = "float32"
 ) -> tuple[Array, dict[str, Statistics]]:
-    """Output of one block in evaluation, and its batch-norm statistics over the first `n_statistics` images."""
+    """Output of one block in evaluation, and the batch-norm statistics per operator that normalised it.
+
+    Args:
+        norms: How many leading images the statistics come from, or the statistics found in an earlier pass.
+        dtype: What the block computes in: float32, but for a frozen teacher, which is run as its students are.
+    """
     static, traced = _split_choice(placed, x.shape[1])
+    n_statistics, statistics = (norms, None) if isinstance(norms, int) else (None, norms)
     result: tuple[Array, dict[str, Statistics]] = _evaluate(
-        placed.slot.block, static, params[placed.slot.name], x, traced, n_statistics
+        placed.slot.block, static, params[placed.slot.name], x, traced, n_statistics, statistics, dtype
     )
     return result
 
@@ -146,37 +195,66 @@ def compile_chain(
     n_images: int,
     *,
     n_statistics: int | None = None,
+    n_given: int | None = None,
+    recurring: Sequence[Arch] = (),
+    dtype: ComputeDtype = "float32",
     on_progress: Progress | None = None,
 ) -> int:
-    """Compile every executable that a subnet of `space` can need on batches of `n_images`; returns their number.
+    """Compile all that a subnet of `space` can need on batches of `n_images`; returns the number of different parts.
 
     For training (forward and backward), or for evaluation if `n_statistics` is given. Runs in parallel threads, as
-    XLA compiles outside Python's lock. Without this call they are compiled one by one when first needed.
+    XLA compiles outside Python's lock. Without this call executables are compiled one by one when first needed.
+
+    Args:
+        n_statistics: Leading images that batch-norm statistics come from.
+        n_given: Also for later passes, over so many images, with the statistics of an earlier one.
+        recurring: Subnets that get executables of their own for training.
+        dtype: What training computes in.
     """
-    work = list(_executables(space, n_images))
+    parts = list(_executables(space, n_images))
+
+    def build_whole(arch: Arch) -> None:
+        logits, tape = forward_with_tape(
+            space, params, arch, _zeros((*space.input_shape(arch), n_images)), dtype=dtype, recurs=True
+        )
+        gradient = {name: jax.tree.map(_zeros_like, weights) for name, weights in params.items()}
+        backward_along(tape, logits, gradient)
+        jax.block_until_ready(gradient)
 
     def build(placed: PlacedBlock, x_shape: tuple[int, ...], is_first: bool) -> None:
         slot = placed.slot
-        x = jnp.asarray(np.zeros(x_shape, np.float32))  # numpy: jnp.zeros would compile once per shape
         if n_statistics is not None:
-            evaluate_block(placed, params, x, n_statistics)[0].block_until_ready()
+            y, found = evaluate_block(placed, params, _zeros(x_shape), n_statistics)
+            if n_given is not None:
+                y, _ = evaluate_block(placed, params, _zeros((*x_shape[:-1], n_given)), found)
+            y.block_until_ready()
             return
+        x = _zeros(x_shape, "float32" if is_first else dtype)
         static, traced = _split_choice(placed, x.shape[1])
-        y, vjp = _forward(slot.block, static, params[slot.name], x, traced, is_first)
-        zeros = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), params[slot.name])
+        y, vjp = _forward(slot.block, static, params[slot.name], x, traced, is_first, dtype)
+        zeros = jax.tree.map(_zeros_like, params[slot.name])
         jax.block_until_ready(_backward(vjp, np.zeros(y.shape, y.dtype), zeros))
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [pool.submit(build, *item) for item in work]
+        # The whole subnets take longest, so they come first.
+        futures = [*(pool.submit(build_whole, arch) for arch in recurring), *(pool.submit(build, *p) for p in parts)]
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 if on_progress is not None:
-                    on_progress(done, len(work))
+                    on_progress(done, len(futures))
         except BaseException:  # an interrupt must not wait for what has not begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return len(work)
+    return len(futures)
+
+
+def _zeros_like(array: Array) -> Array:
+    return _zeros(array.shape)
+
+
+def _zeros(shape: tuple[int, ...], dtype: ComputeDtype = "float32") -> Array:
+    return jnp.asarray(np.zeros(shape, jnp.dtype(dtype)))  # numpy: jnp.zeros would compile once per shape
 
 
 def _executables(space: SearchSpace, n_images: int) -> Iterator[tuple[PlacedBlock, tuple[int, ...], bool]]:

@@ -14,18 +14,25 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from hanax.search_spaces import Condition, SearchSpace
-from hanax.supernet._blocks import ElasticValue, apply_block
+from hanax.supernet._blocks import ElasticValue
 from hanax.supernet._chain import Params
+from hanax.supernet._precision import ComputeDtype, apply_block_in
 
 
-@partial(jax.jit, static_argnames=("space", "n_statistics"))
+@partial(jax.jit, static_argnames=("space", "n_statistics", "dtype"))
 def masked_logits(
-    space: SearchSpace, params: Params, codes: Int[Array, " d"], x: Float[Array, "c h w n"], n_statistics: int
+    space: SearchSpace,
+    params: Params,
+    codes: Int[Array, " d"],
+    x: Float[Array, "c h w n"],
+    n_statistics: int,
+    dtype: ComputeDtype = "float32",
 ) -> Float[Array, "n classes"]:
     """Logits of the architecture `codes`; changing it does not recompile. `x` already has the resolution it asks for.
 
     Args:
         n_statistics: Batch-norm statistics come from this many leading images: all in training.
+        dtype: What blocks compute in, see `apply_block_in`; logits are float32.
     """
 
     def option(name: str) -> Array:
@@ -37,6 +44,6 @@ def masked_logits(
 
     for slot in space.slots:
         choice: tuple[ElasticValue, ...] = tuple(s if isinstance(s, int) else option(s) for s in slot.settings)
-        y, _ = apply_block(slot.block, params[slot.name], x, choice, n_statistics)
+        y, _ = apply_block_in(dtype, slot.block, params[slot.name], x, choice, n_statistics)
         x = y if slot.when is None else jnp.where(holds(slot.when), y, x)
     return x

@@ -1,4 +1,4 @@
-"""Training the supernet: the sandwich rule with in-place distillation, resumable to the bit.
+"""Training the supernet, or one subnet of it, by the phases of a recipe; resumable to the bit.
 
 Everything random in step `t` is drawn from (seed, restart, `t`) alone, so a run that is killed and started again goes
 on from its last checkpoint exactly as it would have.
@@ -9,163 +9,85 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32
 
 from hanax._files import write_atomically
-from hanax.search_spaces import Arch, SearchSpace
-from hanax.supernet._augment import Augmentation, augment
-from hanax.supernet._chain import (
-    Params,
-    Progress,
-    Tape,
-    backward_along,
-    compile_chain,
-    forward_with_tape,
-    init_params,
-    prepare,
+from hanax.search_spaces import RESOLUTION, Arch, SearchSpace
+from hanax.supernet._attentive import (
+    AttentivePrior,
+    Direction,
+    LossEstimator,
+    draw_attentive,
+    new_estimator,
+    update_estimator,
 )
+from hanax.supernet._augment import augment, one_hot
+from hanax.supernet._chain import Params, Progress, compile_chain, init_params, prepare
 from hanax.supernet._checkpoint import Checkpoints
+from hanax.supernet._evaluate import Evaluator, supernet_fingerprint
+from hanax.supernet._execution import Execution, choose_execution
 from hanax.supernet._images import Split
+from hanax.supernet._parallel import Parallel, mean_in_order
+from hanax.supernet._precision import compute_dtype_for
+from hanax.supernet._recipe import (
+    SINGLE_PHASE,
+    Phase,
+    Recipe,
+    largest_within,
+    phases,
+    sample_within,
+    single_phase,
+    smallest_within,
+    steps_per_epoch,
+)
+from hanax.supernet._single import fresh_subnet, inherited_subnet, trainable_weights
+from hanax.supernet._sort_channels import l1_importance, sort_channels, taylor_importance
+from hanax.supernet._step import (
+    Batch,
+    Flat,
+    Lesson,
+    Measures,
+    Objective,
+    begin,
+    descend,
+    flatten,
+    make_optimizer,
+    step_gradient,
+)
 
 MOST_ROLLBACKS = 5
+LEAST_RECURRENCES = 1000
+"""Steps that a subnet must be in to have executables of its own: they take some seconds to compile."""
 METRICS_FILE = "metrics.jsonl"
+NOT_IDENTIFYING = ("checkpoint_seconds", "watch_epochs", "execution", "compute_dtype")
+"""Fields of a recipe that may change before a training goes on, or of which the outcome is kept beside its identity."""
+TAYLOR_BATCHES = 8
+"""Batches that Taylor importance is measured on."""
+
+State = dict[str, Any]
+"""All that the next step depends on.
+
+``params``, ``opt_state``, ``step`` (steps done), ``phase`` (index of the phase that the optimizer state is of),
+``rollbacks``; ``teacher`` (weights) where a phase has a frozen one, ``estimator`` where sampling is attentive.
+"""
+
+Watch = tuple[int, int]
+"""Numbers of calibration and of validation images that subnets are scored on for the log."""
 
 
 class DivergedError(RuntimeError):
     """Training produced non-finite values again and again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a supernet is trained.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images a step; a last, smaller batch is dropped.
-        optimizer: SGD with Nesterov momentum, or AdamW.
-        learning_rate: The highest one; it rises linearly during `warmup_epochs`, then falls to 0 as a cosine.
-        momentum: Of SGD.
-        weight_decay: Not applied to batch norms, biases and kernel transforms.
-        label_smoothing: Share of probability given to all classes alike, for the largest subnet.
-        clip_norm: Largest global norm of the gradient, summed over the subnets of a step.
-        n_random_subnets: Subnets of a step beside the largest and the smallest.
-        seed: Decides the initial weights, the batches, their augmentation and the random subnets.
-        checkpoint_seconds: About how often the state is saved; the result depends on it only after a rollback, which
-            goes back to the last checkpoint.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
-
-    epochs: float = 10.0
-    batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = 2e-3
-    momentum: float = 0.9
-    weight_decay: float = 0.02
-    warmup_epochs: float = 0.5
-    label_smoothing: float = 0.1
-    clip_norm: float = 5.0
-    n_random_subnets: int = 2
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    seed: int = 0
-    checkpoint_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("epochs", 0.0), ("learning_rate", 0.0), ("clip_norm", 0.0), ("checkpoint_seconds", 0.0),
-        ):  # fmt: skip
-            if not getattr(self, name) > least:
-                raise ValueError(f"{name} must be above {least}; got {getattr(self, name)}")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, for batch norm; got {self.batch_size}")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
-        for name in ("momentum", "weight_decay", "warmup_epochs", "n_random_subnets", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One training batch: images as bytes and the probability of each class."""
-
-    images: UInt8[np.ndarray, "n h w c"]
-    labels: Float[np.ndarray, "n classes"]
-
-
-State = dict[str, Any]
-"""``params``, ``opt_state``, ``step`` (steps done), ``rollbacks``: all that the next step depends on."""
-
-
-def n_steps(recipe: Recipe, n_images: int) -> int:
-    """Steps of a whole training.
-
-    Raises:
-        ValueError: There are fewer images than one batch.
-    """
-    per_epoch = n_images // recipe.batch_size
-    if per_epoch == 0:
-        raise ValueError(f"batch_size {recipe.batch_size} is more than the {n_images} training images there are")
-    return max(1, round(recipe.epochs * per_epoch))
-
-
-DECAYED = {"kernels": True, "others": False}
-
-
-def make_optimizer(recipe: Recipe, n_images: int) -> optax.GradientTransformation:
-    """Clipping, then SGD or AdamW, along the recipe's schedule; for parameters as `Flat`."""
-    steps = n_steps(recipe, n_images)
-    warmup = min(round(recipe.warmup_epochs * (n_images // recipe.batch_size)), steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, max(warmup, 1), max(steps, 2))
-    if recipe.optimizer == "adamw":
-        descend = optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=DECAYED)
-    else:
-        descend = optax.chain(
-            optax.add_decayed_weights(recipe.weight_decay, mask=DECAYED),
-            optax.sgd(schedule, momentum=recipe.momentum, nesterov=True),
-        )
-    return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), descend)
-
-
-Flat = dict[str, Array]
-"""All kernels in one vector, all other parameters in another: an optimizer compiles for two arrays, not hundreds."""
-
-
-def _flatten(params: Params) -> Flat:
-    groups: dict[str, list[Array]] = {"kernels": [], "others": []}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        groups[_group(path)].append(leaf.ravel())
-    return {name: jnp.concatenate(parts) for name, parts in groups.items()}
-
-
-def _unflatten(flat: Flat, like: Params) -> Params:
-    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    position = dict.fromkeys(flat, 0)
-    parts = []
-    for path, leaf in leaves:
-        name = _group(path)
-        parts.append(flat[name][position[name] : position[name] + leaf.size].reshape(leaf.shape))
-        position[name] += leaf.size
-    restored: Params = jax.tree_util.tree_unflatten(structure, parts)
-    return restored
-
-
-def _group(path: Any) -> str:
-    """Weight decay is for kernels: not for batch norms, biases, or kernel transforms, which it must not pull to 0."""
-    return "kernels" if path[-1].key == "kernel" else "others"
 
 
 def train_supernet(
@@ -175,72 +97,142 @@ def train_supernet(
     directory: Path,
     *,
     fingerprint: str = "",
+    watch: Watch | None = None,
+    parallel: Parallel | None = None,
     on_progress: Progress | None = None,
     on_compiled: Progress | None = None,
 ) -> Params:
     """Weights of the supernet of `space` after `recipe`; goes on from the last checkpoint in `directory`, if any.
 
-    Each step sums the gradients of the largest subnet (on the labels), the smallest one and `n_random_subnets` random
-    ones (both on the largest one's predictions): the sandwich rule with in-place distillation (Yu & Huang, 2019,
-    arXiv:1903.05134; BigNAS, Yu et al., 2020, arXiv:2003.11142). Differs from BigNAS in that label smoothing
-    replaces its regularisation of the largest subnet, and that resolutions are drawn with the random subnets.
+    `hanax.supernet.phases` says what the schedules of a recipe do, and which papers they come from. Each phase starts
+    with a fresh optimizer state. Gradients are averaged over the shards of a batch; a batch norm sees one of them.
 
     A step whose loss or gradient is not finite is undone: training goes back to the last checkpoint with half the
     learning rate and other random numbers, at most `MOST_ROLLBACKS` times.
 
-    Writes checkpoints and ``metrics.jsonl`` (one line per step) into `directory`.
+    Writes checkpoints and ``metrics.jsonl`` (one line per step; the first one says how subnets are run) into
+    `directory`. What ``auto`` stands for in the recipe is found out when the training begins, and kept to its end.
 
     Args:
         fingerprint: Identifies the data; a checkpoint of another space, recipe or data is refused.
+        watch: Score the smallest, the largest and two fixed random subnets every `Recipe.watch_epochs` and after each
+            phase, on so many calibration and validation images, and note it in the log's line of that step; not at
+            all, if None.
+        parallel: The processes and devices that share the work; one of each, if None.
         on_progress: Called with the steps done and to do.
         on_compiled: Called with the executables compiled and to compile.
 
     Raises:
-        ValueError: The checkpoint in `directory` belongs to another training; names what differs.
+        ValueError: The checkpoint in `directory` belongs to another training (names what differs), or to one that runs
+            subnets otherwise than the recipe asks for; or there are too few images for the recipe or to watch.
         DivergedError: Too many rollbacks.
     """
-    n_images = len(split.x_train)
-    steps = n_steps(recipe, n_images)
-    optimizer = make_optimizer(recipe, n_images)
-    directory.mkdir(parents=True, exist_ok=True)
-    identity = {
-        "space": space.fingerprint,
-        "data": fingerprint,
-        "n_images": n_images,
-        "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k != "checkpoint_seconds"},
+    plan = phases(recipe, space, len(split.x_train))
+    training = _Training(
+        space=space,
+        split=split,
+        recipe=recipe,
+        phases=plan,
+        identity=_identity(space, split, recipe, fingerprint),
+        parallel=parallel or Parallel(),
+        watch=watch,
+        watched=_watched(space, recipe),
+        priors=tuple(_prior(space, recipe, phase) for phase in plan),
+    )
+    return training.run(
+        init_params(space, recipe.seed),
+        directory,
+        on_progress=on_progress,
+        before=lambda params, execution: _compile(space, params, recipe, plan, execution, on_compiled),
+    )
+
+
+def _compile(
+    space: SearchSpace,
+    params: Params,
+    recipe: Recipe,
+    plan: tuple[Phase, ...],
+    execution: Execution,
+    on_compiled: Progress | None,
+) -> None:
+    """Compile what the chain needs now, in parallel; the masked net is one executable per resolution."""
+    if execution.name == "chain":
+        compile_chain(
+            space,
+            params,
+            recipe.batch_size // recipe.n_shards,
+            recurring=list(dict.fromkeys(arch for phase in plan for arch in recurring_subnets(space, phase))),
+            dtype=execution.dtype,
+            on_progress=on_compiled,
+        )
+
+
+def recurring_subnets(space: SearchSpace, phase: Phase) -> tuple[Arch, ...]:
+    """The subnets that are in every step of `phase`, if it is long enough for executables of their own."""
+    if phase.steps < LEAST_RECURRENCES:
+        return ()
+    if phase.draw == "sandwich":
+        return (largest_within(space, phase.options), smallest_within(space, phase.options))
+    resolutions = phase.options[space.column(RESOLUTION)]
+    return (largest_within(space, phase.options),) if phase.draw == "largest" and len(resolutions) == 1 else ()
+
+
+def train_subnet(
+    space: SearchSpace,
+    arch: Arch,
+    split: Split,
+    recipe: Recipe,
+    directory: Path,
+    *,
+    inherit: Params | None = None,
+    teacher: Params | None = None,
+    fingerprint: str = "",
+    watch: Watch | None = None,
+    parallel: Parallel | None = None,
+    on_progress: Progress | None = None,
+) -> Params:
+    """Weights of `arch` alone after `recipe`, in the arrays of the supernet; goes on from the last checkpoint, if any.
+
+    Score or extract them as those of a supernet, but `arch` only: other subnets are not trained. Epochs, batches,
+    augmentation, optimizer, learning rate and label smoothing are the recipe's; its schedule is not used. Weights that
+    `arch` does not read stay as they are, and so do kernel transforms: a smaller kernel is trained as itself.
+
+    Args:
+        inherit: Start from these weights of a supernet (fine-tuning), whose function of `arch` is the same as before;
+            from fresh ones that suit `arch` alone, if None.
+        teacher: Weights of a supernet whose largest subnet teaches beside the labels; nobody does, if None.
+        fingerprint: As for `train_supernet`, as are the other arguments; the subnet that is watched is `arch`.
+
+    Raises:
+        ValueError: The checkpoint in `directory` belongs to another training (names what differs), or to one that runs
+            subnets otherwise than the recipe asks for.
+        DivergedError: Too many rollbacks.
+    """
+    phase = single_phase(recipe, space, arch, len(split.x_train), is_distilled=teacher is not None)
+    identity = _identity(space, split, recipe, fingerprint) | {
+        "arch": str(arch),
+        "inherit": None if inherit is None else supernet_fingerprint(inherit),
+        "teacher": None if teacher is None else supernet_fingerprint(teacher),
     }
-    params = init_params(space, recipe.seed)
-    opt_state = jax.jit(lambda params: optimizer.init(_flatten(params)))(params)
-    state: State = {"params": params, "opt_state": opt_state, "step": 0, "rollbacks": 0}
-    with Checkpoints(directory / "checkpoints", identity) as checkpoints:
-        if (saved := checkpoints.restore_latest(state)) is not None:
-            state = saved
-        else:
-            checkpoints.save(state)
-        if state["step"] < steps:
-            compile_chain(space, state["params"], recipe.batch_size, on_progress=on_compiled)
-        metrics = _Metrics(directory / METRICS_FILE, state["step"])
-        update = jax.jit(partial(_update, optimizer), donate_argnums=(0, 1))
-        while state["step"] < steps:
-            saved_at = time.monotonic()
-            for batch in _batches(split, recipe, state["step"], steps, state["rollbacks"]):
-                record = _step(space, split, recipe, update, state, batch)
-                if not record["finite"]:
-                    state = _roll_back(checkpoints, state, record)
-                    metrics.rewind(state["step"])
-                    break
-                metrics.write(record)
-                if on_progress is not None:
-                    on_progress(state["step"], steps)
-                if time.monotonic() - saved_at > recipe.checkpoint_seconds or state["step"] == steps:
-                    checkpoints.save(state)
-                    saved_at = time.monotonic()
-    result: Params = state["params"]
-    return result
+    start = fresh_subnet(space, arch, recipe.seed) if inherit is None else _copy(inherited_subnet(space, inherit, arch))
+    training = _Training(
+        space=space,
+        split=split,
+        recipe=recipe,
+        phases=(phase,),
+        identity=identity,
+        parallel=parallel or Parallel(),
+        watch=watch,
+        watched={"subnet": arch},
+        priors=(None,),
+        teacher=teacher,
+        trainable=flatten(trainable_weights(space, start, arch)),
+    )
+    return training.run(start, directory, on_progress=on_progress)
 
 
 def load_supernet(space: SearchSpace, directory: Path) -> Params:
-    """Weights of the last checkpoint that `train_supernet` wrote into `directory`.
+    """Weights of the last checkpoint that `train_supernet` or `train_subnet` wrote into `directory`.
 
     Raises:
         FileNotFoundError: There is none.
@@ -252,175 +244,389 @@ def load_supernet(space: SearchSpace, directory: Path) -> Params:
         return params
 
 
-def draw_subnets(space: SearchSpace, recipe: Recipe, step: int, rollbacks: int) -> list[Arch]:
-    """Subnets of a step after the largest: the smallest, and random ones."""
+def _identity(space: SearchSpace, split: Split, recipe: Recipe, fingerprint: str) -> dict[str, Any]:
+    """What must agree for a training to go on: all that decides the weights."""
+    return {
+        "space": space.fingerprint,
+        "data": fingerprint,
+        "n_images": len(split.x_train),
+        "recipe": {name: value for name, value in dataclasses.asdict(recipe).items() if name not in NOT_IDENTIFYING},
+    }
+
+
+def _watched(space: SearchSpace, recipe: Recipe) -> dict[str, Arch]:
+    """The subnets to watch, by name: the same ones at any time of a training."""
+    first, second = space.decode(space.sample(np.random.default_rng([recipe.seed, 4]), 2))
+    return {"smallest": space.smallest, "random1": first, "random2": second, "largest": space.largest}
+
+
+def _prior(space: SearchSpace, recipe: Recipe, phase: Phase) -> AttentivePrior | None:
+    """The distribution of MACs of the phase's random subnets; None where nothing is drawn attentively."""
+    if recipe.sampling == "uniform":
+        return None
+    return AttentivePrior.of(
+        space, lambda rng, n: sample_within(space, rng, n, phase.options), np.random.default_rng([recipe.seed, 5])
+    )
+
+
+# ---- the subnets of a step ------------------------------------------------------------------------------------
+
+
+def draw_lessons(
+    space: SearchSpace,
+    recipe: Recipe,
+    phase: Phase,
+    step: int,
+    rollbacks: int,
+    prior: AttentivePrior | None = None,
+    estimator: LossEstimator | None = None,
+) -> list[Lesson]:
+    """The subnets of a step and what each learns from; the first one teaches the others where no frozen net does.
+
+    Args:
+        prior: With `estimator`, for attentive sampling.
+    """
     rng = np.random.default_rng([recipe.seed, 1, rollbacks, step])
-    return [space.smallest, *space.decode(space.sample(rng, recipe.n_random_subnets))]
+
+    def sample(rng: np.random.Generator, n: int) -> Int32[np.ndarray, "n d"]:
+        return sample_within(space, rng, n, phase.options)
+
+    if phase.draw == "largest":
+        column = space.column(RESOLUTION)
+        codes = space.encode([largest_within(space, phase.options)])
+        codes[:, column] = sample(rng, 1)[:, column]
+        archs = [(SINGLE_PHASE if phase.name == SINGLE_PHASE else "largest", space.decode(codes)[0])]
+    else:
+        direction: Direction = "worst" if recipe.sampling == "attentive_worst" else "best"
+        codes = (
+            sample(rng, phase.n_random)
+            if prior is None or estimator is None
+            else draw_attentive(space, prior, estimator, rng, phase.n_random, direction, sample)
+        )
+        archs = [("random", arch) for arch in space.decode(codes)]
+    if phase.draw == "sandwich":
+        largest, smallest = largest_within(space, phase.options), smallest_within(space, phase.options)
+        archs = [("largest", largest), ("smallest", smallest), *archs]
+    recurring = () if phase.name == SINGLE_PHASE else recurring_subnets(space, phase)
+    return [
+        Lesson(role, arch, _objective(recipe, phase, is_first=index == 0), arch in recurring and role != "random")
+        for index, (role, arch) in enumerate(archs)
+    ]
 
 
-def _batches(split: Split, recipe: Recipe, first_step: int, steps: int, rollbacks: int) -> Iterator[Batch]:
-    """Batches of the steps from `first_step` on, each made while the one before is used."""
-    per_epoch = len(split.x_train) // recipe.batch_size
+def _objective(recipe: Recipe, phase: Phase, *, is_first: bool) -> Objective:
+    if phase.teacher == "frozen":
+        return Objective(1.0, recipe.label_smoothing, recipe.distillation_weight, recipe.divergence)
+    if phase.teacher == "in_place" and not is_first:
+        return Objective(0.0, 0.0, 1.0, recipe.divergence)
+    return Objective(1.0, recipe.label_smoothing, 0.0, recipe.divergence)
+
+
+# ---- the images of a step -------------------------------------------------------------------------------------
+
+
+def _batches(
+    split: Split, recipe: Recipe, first: int, end: int, rollbacks: int, shards: range
+) -> Iterator[list[Batch]]:
+    """`shards` of the batch of each step from `first` to before `end`, each made while the one before is used."""
+    per_epoch = steps_per_epoch(recipe, len(split.x_train))
+    shard_size = recipe.batch_size // recipe.n_shards
     n_classes = int(split.y_train.max()) + 1
 
-    def make(step: int) -> Batch:
+    def make(step: int) -> list[Batch]:
         epoch, position = divmod(step, per_epoch)
         order = np.random.default_rng([recipe.seed, 2, rollbacks, epoch]).permutation(len(split.x_train))
         chosen = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
-        rng = np.random.default_rng([recipe.seed, 3, rollbacks, step])
-        images, labels = augment(split.x_train[chosen], split.y_train[chosen], n_classes, recipe.augmentation, rng)
-        return Batch(images, labels)
+        batches = []
+        for shard in shards:
+            own = chosen[shard * shard_size : (shard + 1) * shard_size]
+            rng = np.random.default_rng([recipe.seed, 3, rollbacks, step, shard])
+            batches.append(Batch(*augment(split.x_train[own], split.y_train[own], n_classes, recipe.augmentation, rng)))
+        return batches
 
     with ThreadPoolExecutor(max_workers=1) as pool:
-        upcoming = pool.submit(make, first_step)
-        for step in range(first_step, steps):
+        upcoming = pool.submit(make, first)
+        for step in range(first, end):
             batch = upcoming.result()
-            if step + 1 < steps:
+            if step + 1 < end:
                 upcoming = pool.submit(make, step + 1)
             yield batch
 
 
-def _step(
-    space: SearchSpace,
-    split: Split,
-    recipe: Recipe,
-    update: Callable[..., tuple[Params, Any, Array, Array]],
-    state: State,
-    batch: Batch,
-) -> dict[str, Any]:
-    """Advance `state` by one step; returns its record. A step that is not finite leaves `state` as it was."""
-    started = time.perf_counter()
-    archs = draw_subnets(space, recipe, state["step"], state["rollbacks"])
-    gradient, losses, accuracy = sandwich_gradient(
-        space, state["params"], archs, batch, split.mean, split.std, recipe.label_smoothing
-    )
-    scale = 0.5 ** state["rollbacks"]
-    state["params"], state["opt_state"], norm, finite = update(
-        state["params"], state["opt_state"], gradient, jnp.stack(losses), scale
-    )
-    if bool(finite):
-        state["step"] += 1
-    values = [float(loss) for loss in losses]
-    seconds = time.perf_counter() - started
+# ---- the loop -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """What one training does; its state is an argument and a result of every method.
+
+    Attributes:
+        identity: What a checkpoint must agree with.
+        watched: Subnets to score for the log, by name.
+        priors: For each phase, for attentive sampling.
+        teacher: The frozen teacher from the start; None if it is the largest net at the end of the first phase.
+        trainable: 1 where a parameter may change and 0 where not; all may, if None.
+    """
+
+    space: SearchSpace
+    split: Split
+    recipe: Recipe
+    phases: tuple[Phase, ...]
+    identity: dict[str, Any]
+    parallel: Parallel
+    watch: Watch | None
+    watched: Mapping[str, Arch]
+    priors: tuple[AttentivePrior | None, ...]
+    teacher: Params | None = None
+    trainable: Flat | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.phases[-1].end
+
+    def run(
+        self,
+        initial_params: Params,
+        directory: Path,
+        *,
+        on_progress: Progress | None,
+        before: Callable[[Params, Execution], object] = lambda params, execution: None,
+    ) -> Params:
+        """The weights after all phases.
+
+        Unless all is done already, `before` is called with the weights it begins with and with how subnets are run.
+        """
+        shards = self.parallel.shards_here(self.recipe.n_shards)
+        optimizer = make_optimizer(self.recipe)
+        state = self._initial_state(initial_params, optimizer)
+        if self.watch is not None:
+            self._evaluator(state["params"], self.watch)  # refuses counts that are out of range now, not later
+        directory.mkdir(parents=True, exist_ok=True)
+        with Checkpoints(directory / "checkpoints", self.identity, self.parallel) as checkpoints:
+            if (saved := checkpoints.restore_latest(state)) is not None:
+                state = saved
+            else:
+                checkpoints.save(state)
+            if state["step"] == self.steps:
+                return self._params(state)
+            execution = self._execution(state["params"], checkpoints)
+            before(state["params"], execution)
+            metrics = _Metrics(directory / METRICS_FILE, state["step"], is_writer=self.parallel.is_writer)
+            while state["step"] < self.steps:
+                if state["step"] == self.phases[state["phase"]].end:
+                    state = self._next_phase(state, optimizer)
+                    checkpoints.save(state)
+                state = self._run_phase(state, optimizer, execution, checkpoints, metrics, shards, on_progress)
+        return self._params(state)
+
+    @staticmethod
+    def _params(state: State) -> Params:
+        params: Params = state["params"]
+        return params
+
+    def _execution(self, params: Params, checkpoints: Checkpoints) -> Execution:
+        """How subnets are run: as when this training began, so that it ends as if it had never stopped.
+
+        Raises:
+            ValueError: The recipe asks for another way now.
+        """
+        recipe = self.recipe
+
+        def choose() -> dict[str, Any]:
+            chosen = choose_execution(
+                self.space,
+                params,
+                recipe.batch_size // recipe.n_shards,
+                setting=recipe.execution,
+                dtype=compute_dtype_for(recipe.compute_dtype),
+                parallel=self.parallel,
+            )
+            return dataclasses.asdict(chosen)
+
+        kept = Execution(**checkpoints.keep("execution", choose))
+        for field, wanted, began in (
+            ("execution", recipe.execution, kept.name),
+            ("compute_dtype", recipe.compute_dtype, kept.dtype),
+        ):
+            if wanted not in ("auto", began):
+                raise ValueError(
+                    f"{field} is to be {wanted}, but this training began with {began}; go on with {began} or auto, or "
+                    "use another folder to start anew"
+                )
+        return kept
+
+    def _initial_state(self, params: Params, optimizer: optax.GradientTransformation) -> State:
+        state: State = {
+            "params": params, "opt_state": begin(optimizer, params), "step": 0, "phase": 0, "rollbacks": 0
+        }  # fmt: skip
+        if self.teacher is None and any(phase.teacher == "frozen" for phase in self.phases):
+            state["teacher"] = _copy(params)
+        if any(prior is not None for prior in self.priors):
+            state["estimator"] = new_estimator(self.space)
+        return state
+
+    def _next_phase(self, state: State, optimizer: optax.GradientTransformation) -> State:
+        """`state` at the start of the phase after its own."""
+        index, params = state["phase"] + 1, state["params"]
+        phase = self.phases[index]
+        state = state | {"phase": index}
+        if index == 1 and "teacher" in state:
+            state["teacher"] = _copy(params)
+        if phase.sort_channels is not None:
+            importance = (
+                l1_importance(self.space, params)
+                if phase.sort_channels == "l1"
+                else taylor_importance(self.space, params, self._plain_batches())
+            )
+            params = sort_channels(self.space, params, importance, keep=phase.kept_ratios)
+        return state | {"params": params, "opt_state": begin(optimizer, params)}
+
+    def _plain_batches(self) -> Iterator[tuple[Array, Float[np.ndarray, "n classes"]]]:
+        """The first training images as they are, at the largest resolution."""
+        size = self.recipe.batch_size // self.recipe.n_shards
+        side = self.space.resolution(self.space.largest)
+        for start in range(0, min(TAYLOR_BATCHES * size, len(self.split.x_train) - size + 1), size):
+            chosen = slice(start, start + size)
+            x = prepare(self.split.x_train[chosen], self.split.mean, self.split.std, side)
+            yield x, one_hot(self.split.y_train[chosen], self.space.n_classes)
+
+    def _run_phase(
+        self,
+        state: State,
+        optimizer: optax.GradientTransformation,
+        execution: Execution,
+        checkpoints: Checkpoints,
+        metrics: _Metrics,
+        shards: range,
+        on_progress: Progress | None,
+    ) -> State:
+        """`state` after the rest of its phase, or after going back to a checkpoint."""
+        phase = self.phases[state["phase"]]
+        saved_at = time.monotonic()
+        for batches in _batches(self.split, self.recipe, state["step"], phase.end, state["rollbacks"], shards):
+            state, record, is_finite = self._step(state, optimizer, execution, batches)
+            if not is_finite:
+                state = _roll_back(checkpoints, state, record)
+                metrics.rewind(state["step"])
+                return state
+            how = {"execution": dataclasses.asdict(execution)} if state["step"] == 1 else {}
+            metrics.write(record | how | self._watch(state))
+            if on_progress is not None:
+                on_progress(state["step"], self.steps)
+            # After the last step of a phase the first state of the next one is saved instead.
+            is_due = time.monotonic() - saved_at > self.recipe.checkpoint_seconds and state["step"] < phase.end
+            if is_due or state["step"] == self.steps:
+                checkpoints.save(state)
+                saved_at = time.monotonic()
+        return state
+
+    def _step(
+        self, state: State, optimizer: optax.GradientTransformation, execution: Execution, batches: list[Batch]
+    ) -> tuple[State, dict[str, Any], bool]:
+        """The state after a step, the step's record, and whether all was finite; if not, the weights are as before."""
+        started = time.perf_counter()
+        phase, prior = self.phases[state["phase"]], self.priors[state["phase"]]
+        lessons = draw_lessons(
+            self.space, self.recipe, phase, state["step"], state["rollbacks"], prior, state.get("estimator")
+        )
+        gradient, measures = self._gradient(state, phase, execution, lessons, batches)
+        learning_rate = phase.learning_rate_at(state["step"]) * 0.5 ** state["rollbacks"]
+        params, opt_state, norm, finite = descend(
+            optimizer, state["params"], state["opt_state"], gradient, measures["loss"], learning_rate, self.trainable
+        )
+        is_finite = bool(finite)
+        state = state | {"params": params, "opt_state": opt_state, "step": state["step"] + is_finite}
+        if is_finite and prior is not None:
+            state["estimator"] = _learn_excess_loss(self.space, state["estimator"], lessons, measures)
+        seconds = time.perf_counter() - started
+        return state, {
+            "step": state["step"],
+            "epoch": round(state["step"] * self.recipe.batch_size / len(self.split.x_train), 4),
+            "phase": phase.name,
+            **_summary(lessons, measures),
+            "gradient_norm": float(norm),
+            "images_per_s": round(self.recipe.batch_size / seconds, 1),
+            "rollbacks": state["rollbacks"],
+        }, is_finite  # fmt: skip
+
+    def _gradient(
+        self, state: State, phase: Phase, execution: Execution, lessons: list[Lesson], batches: list[Batch]
+    ) -> tuple[Flat, Measures]:
+        """Gradient and measures, averaged over the shards of all processes."""
+        teacher = (self.teacher or state["teacher"]) if phase.teacher == "frozen" else None
+
+        def work(weights: tuple[Params, Params | None], batch: Batch) -> tuple[Flat, Measures]:
+            params, teacher = weights
+            mean, std = self.split.mean, self.split.std
+            return step_gradient(self.space, params, lessons, batch, mean, std, teacher=teacher, execution=execution)
+
+        results = self.parallel.over_devices(work, (state["params"], teacher), batches)
+        return self.parallel.mean(mean_in_order(results))
+
+    def _watch(self, state: State) -> dict[str, Any]:
+        """What the log's line says of the watched subnets after this step: nothing, if it is not their turn."""
+        if self.watch is None or self.recipe.watch_epochs == 0 or not self.parallel.is_writer:
+            return {}
+        every = max(1, round(self.recipe.watch_epochs * steps_per_epoch(self.recipe, len(self.split.x_train))))
+        if state["step"] % every and state["step"] != self.phases[state["phase"]].end:
+            return {}
+        evaluator = self._evaluator(state["params"], self.watch)
+        labels = self.split.y_validation[: evaluator.n_validation]
+        return {"watched": {name: _score(evaluator.logits(arch), labels) for name, arch in self.watched.items()}}
+
+    def _evaluator(self, params: Params, watch: Watch) -> Evaluator:
+        n_calibration, n_validation = watch
+        return Evaluator(self.space, params, self.split, n_calibration=n_calibration, n_validation=n_validation)
+
+
+@jax.jit
+def _copy(params: Params) -> Params:
+    """`params` in arrays of their own: those of a step are given away to the next."""
+    copy: Params = jax.tree.map(jnp.copy, params)
+    return copy
+
+
+def _learn_excess_loss(
+    space: SearchSpace, estimator: LossEstimator, lessons: list[Lesson], measures: Measures
+) -> LossEstimator:
+    """`estimator` after the step's losses on the labels, each less the teacher's on the same images."""
+    taught = [index for index, lesson in enumerate(lessons) if lesson.objective.teacher_weight > 0.0]
+    excess = np.asarray(measures["label_loss"], np.float64)[taught] - float(measures["teacher_label_loss"])
+    return update_estimator(space, estimator, space.encode([lessons[index].arch for index in taught]), excess)
+
+
+def _summary(lessons: list[Lesson], measures: Measures) -> dict[str, float]:
+    """The mean loss of each kind of subnet, and the accuracy of the first one on the batch."""
+    losses = np.asarray(measures["loss"], np.float64)
+    roles = [lesson.role for lesson in lessons]
     return {
-        "step": state["step"],
-        "epoch": round(state["step"] * recipe.batch_size / len(split.x_train), 4),
-        "loss_largest": values[0],
-        "loss_smallest": values[1],
-        "loss_random": float(np.mean(values[2:])) if len(values) > 2 else None,
-        "accuracy_largest": float(accuracy),
-        "gradient_norm": float(norm),
-        "images_per_s": round(len(batch.images) / seconds, 1),
-        "rollbacks": state["rollbacks"],
-        "finite": bool(finite),
+        **{
+            f"loss_{role}": float(np.mean([loss for loss, other in zip(losses, roles, strict=True) if other == role]))
+            for role in dict.fromkeys(roles)
+        },
+        f"accuracy_{roles[0]}": float(measures["accuracy"][0]),
     }
 
 
-def sandwich_gradient(
-    space: SearchSpace,
-    params: Params,
-    archs: list[Arch],
-    batch: Batch,
-    mean: Float[np.ndarray, " c"],
-    std: Float[np.ndarray, " c"],
-    label_smoothing: float,
-) -> tuple[Params, list[Array], Array]:
-    """Summed gradient of the largest subnet on the labels and of `archs` on the largest one's predictions.
-
-    Returns the gradient, the loss of each subnet (the largest first) and the largest one's accuracy on the batch.
-    """
-    sides = {space.resolution(arch) for arch in (space.largest, *archs)}
-    inputs = {side: prepare(batch.images, mean, std, side) for side in sorted(sides)}
-
-    def forward(arch: Arch) -> tuple[Array, Tape]:
-        return forward_with_tape(space, params, arch, inputs[space.resolution(arch)])
-
-    # The other subnets need the largest one's predictions for their loss only, so a second thread runs them beside it:
-    # one net's small operators do not keep all cores busy. Each thread sums its own gradient, so the order of the
-    # additions, and with it the result, is always the same.
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        forwards = [beside.submit(forward, arch) for arch in archs]
-        logits, tape = forward(space.largest)
-        loss, dlogits, soft_targets, accuracy = _largest_loss(logits, batch.labels, label_smoothing)
-
-        def backward_others() -> tuple[Params, list[Array]]:
-            gradient: Params = _zeros_like(params)
-            losses = []
-            for future in forwards:
-                logits, tape = future.result()
-                loss, dlogits = _distillation_loss(logits, soft_targets)
-                backward_along(tape, dlogits, gradient)
-                losses.append(loss)
-            return gradient, losses
-
-        others = beside.submit(backward_others)
-        gradient: Params = _zeros_like(params)
-        backward_along(tape, dlogits, gradient)
-        gradient_of_others, losses = others.result()
-    total: Params = _add(gradient, gradient_of_others)
-    return total, [loss, *losses], accuracy
-
-
-@jax.jit
-def _add(first: Params, second: Params) -> Params:
-    total: Params = jax.tree.map(jnp.add, first, second)
-    return total
-
-
-@jax.jit
-def _zeros_like(params: Params) -> Params:
-    zeros: Params = jax.tree.map(jnp.zeros_like, params)
-    return zeros
-
-
-def _cross_entropy(logits: Float[Array, "n classes"], targets: Float[Array, "n classes"]) -> Array:
-    return -(targets * jax.nn.log_softmax(logits)).sum(axis=1).mean()
-
-
-@jax.jit
-def _largest_loss(
-    logits: Float[Array, "n classes"], labels: Float[Array, "n classes"], label_smoothing: Float[Array, ""] | float
-) -> tuple[Array, Array, Array, Array]:
-    targets = labels * (1.0 - label_smoothing) + label_smoothing / labels.shape[1]
-    loss, dlogits = jax.value_and_grad(_cross_entropy)(logits, targets)
-    accuracy = (logits.argmax(axis=1) == labels.argmax(axis=1)).mean()
-    return loss, dlogits, jax.nn.softmax(logits), accuracy
-
-
-@jax.jit
-def _distillation_loss(logits: Float[Array, "n classes"], targets: Float[Array, "n classes"]) -> tuple[Array, Array]:
-    return jax.value_and_grad(_cross_entropy)(logits, targets)
-
-
-def _update(
-    optimizer: optax.GradientTransformation,
-    params: Params,
-    opt_state: Any,
-    gradient: Params,
-    losses: Float[Array, " subnets"],
-    scale: Float[Array, ""] | float,
-) -> tuple[Params, Any, Array, Array]:
-    """New parameters and optimizer state, or the old ones where loss or gradient are not finite."""
-    flat, flat_gradient = _flatten(params), _flatten(gradient)
-    norm = optax.tree.norm(flat_gradient)
-    finite = jnp.isfinite(norm) & jnp.isfinite(losses).all()
-    updates, new_opt_state = optimizer.update(flat_gradient, opt_state, flat)
-    new_flat = optax.apply_updates(flat, jax.tree.map(lambda update: update * scale, updates))
-
-    def keep(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
-
-    return _unflatten(keep(new_flat, flat), params), keep(new_opt_state, opt_state), norm, finite
+def _score(logits: Float[np.ndarray, "n classes"], labels: Int32[np.ndarray, " n"]) -> dict[str, float]:
+    """Accuracy and cross-entropy."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return {
+        "accuracy": float((logits.argmax(axis=1) == labels).mean()),
+        "loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+    }
 
 
 def _roll_back(checkpoints: Checkpoints, state: State, record: dict[str, Any]) -> State:
     """The last checkpoint, with one more rollback on its account."""
     rollbacks = state["rollbacks"] + 1
     if rollbacks > MOST_ROLLBACKS:
+        losses = {name: value for name, value in record.items() if name.startswith("loss_")}
         raise DivergedError(
-            f"training left the finite numbers {rollbacks} times, the last time after step {record['step']} (loss of "
-            f"the largest subnet {record['loss_largest']}, gradient norm {record['gradient_norm']}), although the "
-            "learning rate was halved each time; lower learning_rate or clip_norm"
+            f"training left the finite numbers {rollbacks} times, the last time after step {record['step']} ({losses}, "
+            f"gradient norm {record['gradient_norm']}), although the learning rate was halved each time; lower "
+            "learning_rate or clip_norm"
         )
     saved = checkpoints.restore_latest(state)
     assert saved is not None, "training starts with a checkpoint"
@@ -430,19 +636,21 @@ def _roll_back(checkpoints: Checkpoints, state: State, record: dict[str, Any]) -
 class _Metrics:
     """The log of a training, one JSON line per step; steps done again, after a crash or a rollback, replace theirs."""
 
-    def __init__(self, path: Path, steps_done: int) -> None:
+    def __init__(self, path: Path, steps_done: int, *, is_writer: bool) -> None:
         self._path = path
+        self._is_writer = is_writer
         self.rewind(steps_done)
 
     def rewind(self, steps_done: int) -> None:
         """Forget the steps after `steps_done`."""
-        kept = [line for line in _lines(self._path) if line["step"] <= steps_done]
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if self._is_writer:
+            kept = [line for line in _lines(self._path) if line["step"] <= steps_done]
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, record: dict[str, Any]) -> None:
-        line = {name: value for name, value in record.items() if name != "finite"}
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        if self._is_writer:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from hanax.search_spaces import Arch, SearchSpace
+from hanax.search_spaces import Arch, SearchSpace, mobilenet_v3
 from hanax.supernet import (
     Params,
     Split,
@@ -24,7 +24,14 @@ from hanax.supernet import (
     normalise,
     prepare,
 )
+from hanax.supernet._chain import evaluate_block
+from hanax.supernet._native import native_status
 
+TINY = mobilenet_v3(
+    resolutions=(8,), n_classes=10, image_channels=1, kernel_sizes=(3, 5), expand_ratios=(2,), depths=(1, 2),
+    stem_width=8, stem_stride=1, stage_widths=(8,), stage_strides=(1,), stage_activations=("relu",),
+    stage_squeeze_excite=(False,), head_width=16, feature_width=16,
+)  # fmt: skip
 QUICK = {"xla_backend_optimization_level": 0}  # for the oracles, which run once or twice
 N_IMAGES = 32  # the batch size of the shared supernet: nothing to compile for the chain here
 RandomParams = Callable[[SearchSpace, int], Params]
@@ -159,8 +166,8 @@ def test_after_compile_chain_no_subnet_compiles_anything(
 ) -> None:
     number, calls = compiled
     # Per resolution: stem, first block, stage 1 (both its blocks are alike), stage 2, head; one for each expansion.
-    # At 9 pixels the kernels of stage 1 are static, so each of the two sizes has executables of its own.
-    assert number == (1 + 1 + 2 + 2 + 1) + (1 + 1 + 4 + 2 + 1)
+    # Without native kernels those of stage 1 are static at 9 pixels: each of the two sizes has its own executables.
+    assert number == (1 + 1 + 2 + 2 + 1) + (1 + 1 + (2 if native_status().available else 4) + 2 + 1)
     assert calls == [(done, number) for done in range(1, number + 1)]
     params, gradient = random_params(space, 1), zeros(random_params(space, 1))
     inputs = {arch: images(space, arch) for arch in (space.largest, space.smallest, *sample(space, 5, 8))}
@@ -172,6 +179,49 @@ def test_after_compile_chain_no_subnet_compiles_anything(
             _, tape = forward_with_tape(space, params, arch, x)
             backward_along(tape, dy, gradient)
     assert compilations()[1:] == []
+
+
+def test_after_compile_chain_mixed_precision_compiles_nothing(compilations: Callable[[], list[str]]) -> None:
+    params, dy = init_params(TINY, 0), dlogits(TINY)
+    gradient, x = zeros(params), images(TINY, TINY.largest)
+    compile_chain(TINY, params, N_IMAGES, dtype="bfloat16")
+    with jax.log_compiles():
+        for arch in (TINY.largest, TINY.smallest):
+            _, tape = forward_with_tape(TINY, params, arch, x, dtype="bfloat16")
+            backward_along(tape, dy, gradient)
+    assert compilations() == []
+
+
+def test_a_recurring_subnet_has_executables_of_its_own_that_compute_the_same(
+    compilations: Callable[[], list[str]], random_params: RandomParams
+) -> None:
+    params, arch = random_params(TINY, 0), TINY.smallest
+    x, dy = images(TINY, arch), dlogits(TINY)
+    logits, gradient = chain(TINY, params, arch)
+    assert compile_chain(TINY, params, N_IMAGES, recurring=[arch]) == compile_chain(TINY, params, N_IMAGES) + 1
+    own_gradient = zeros(params)
+    with jax.log_compiles():
+        own_logits, tape = forward_with_tape(TINY, params, arch, x, recurs=True)
+        backward_along(tape, dy, own_gradient)
+    assert compilations() == []
+    np.testing.assert_allclose(own_logits, logits, rtol=1e-4, atol=1e-4)
+    assert relative_difference(own_gradient, gradient) < 1e-4
+
+
+def test_after_compile_chain_no_pass_with_given_statistics_compiles_anything(
+    compilations: Callable[[], list[str]],
+) -> None:
+    params, x = init_params(TINY, 0), images(TINY, TINY.largest)
+    first, later = x[..., :12], x[..., :5]
+    assert compile_chain(TINY, params, 12, n_statistics=8, n_given=5) == len({slot.block for slot in TINY.slots})
+    with jax.log_compiles():
+        for arch in (TINY.largest, TINY.smallest):
+            x, y = first, later
+            for placed in TINY.blocks(arch):
+                x, found = evaluate_block(placed, params, x, 8)
+                y, _ = evaluate_block(placed, params, y, found)
+            np.testing.assert_allclose(x[:5], y, rtol=1e-4, atol=1e-5)
+    assert [line for line in compilations() if "_evaluate" in line] == []
 
 
 def test_another_architecture_does_not_compile_the_masked_net_again(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from hanax.supernet import (
     Params,
     Recipe,
     Split,
+    _execution,
     _train,
     apply_block,
     load_supernet,
@@ -32,7 +33,11 @@ from hanax.supernet import (
     prepare,
     train_supernet,
 )
-from hanax.supernet._train import MOST_ROLLBACKS, Batch, draw_subnets, make_optimizer, sandwich_gradient
+from hanax.supernet._execution import Execution
+from hanax.supernet._recipe import phases
+from hanax.supernet._step import Batch, Lesson, Objective, flatten, make_optimizer, step_gradient, unflatten, update
+from hanax.supernet._step import _judge as judge
+from hanax.supernet._train import MOST_ROLLBACKS, draw_lessons
 
 QUICK = {"xla_backend_optimization_level": 0}
 TINY_SETTINGS: dict[str, Any] = {
@@ -141,9 +146,10 @@ def test_the_log_has_a_line_for_each_step(finished: tuple[Path, Params]) -> None
     lines = metrics(finished[0])
     assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
     assert lines[0].keys() == {
-        "step", "epoch", "loss_largest", "loss_smallest", "loss_random", "accuracy_largest", "gradient_norm",
-        "images_per_s", "rollbacks",
+        "step", "epoch", "phase", "loss_largest", "loss_smallest", "loss_random", "accuracy_largest", "gradient_norm",
+        "images_per_s", "rollbacks", "execution",
     }  # fmt: skip
+    assert {"execution"} == lines[0].keys() - lines[1].keys()
     assert lines[-1]["epoch"] == round(N_STEPS * 32 / 1151, 4)
 
 
@@ -166,6 +172,70 @@ def test_how_often_checkpoints_are_saved_does_not_matter(split: Split, finished:
     assert_same_bits(train_supernet(TINY, split, other, directory, fingerprint="abc"), params)
 
 
+# ---- how subnets are run ---------------------------------------------------------------------------------------
+
+
+def no_measurement(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("nothing is to be measured here")
+
+
+def test_what_auto_stands_for_is_found_out_once_logged_and_kept(
+    split: Split, finished: tuple[Path, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = Execution("masked", "it was faster", "bfloat16", 0.5, 0.25)
+    monkeypatch.setattr(_train, "choose_execution", lambda *_, **__: chosen)
+
+    def report(done: int, todo: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_supernet(TINY, split, RECIPE, tmp_path, on_progress=report)
+    assert metrics(tmp_path)[0]["execution"] == dataclasses.asdict(chosen)
+    seen = []
+
+    def noted(*rest: Any, execution: Execution, **options: Any) -> Any:
+        seen.append(execution)
+        return step_gradient(*rest, execution=execution, **options)
+
+    monkeypatch.setattr(_train, "choose_execution", no_measurement)
+    monkeypatch.setattr(_train, "step_gradient", noted)
+    params = train_supernet(TINY, split, RECIPE, tmp_path)
+    assert set(seen) == {chosen}
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
+    for line, exact in zip(lines[:3], metrics(finished[0]), strict=False):
+        assert line["gradient_norm"] != exact["gradient_norm"]
+        assert line["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=0.05)
+
+
+def test_a_cpu_measures_nothing_and_takes_the_chain_in_float32(
+    split: Split, finished: tuple[Path, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_execution, "step_seconds", no_measurement)
+    explicit = dataclasses.replace(RECIPE, execution="chain", compute_dtype="float32")
+    assert_same_bits(train_supernet(TINY, split, explicit, tmp_path, fingerprint="abc"), finished[1])
+    kept = json.loads((finished[0] / "checkpoints" / "execution.json").read_text())
+    assert (kept["name"], kept["dtype"], kept["chain_s"]) == ("chain", "float32", None)
+
+
+@pytest.mark.parametrize(("field", "began", "wanted"), [
+    ("execution", "chain", "masked"), ("compute_dtype", "float32", "bfloat16"),
+])  # fmt: skip
+def test_a_training_does_not_go_on_otherwise_than_it_began(
+    field: str, began: str, wanted: str, split: Split, tmp_path: Path
+) -> None:
+    def report(done: int, todo: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_supernet(TINY, split, RECIPE, tmp_path, on_progress=report)
+    changed = dataclasses.replace(RECIPE, **{field: wanted})
+    with pytest.raises(ValueError, match=f"{field} is to be {wanted}, but this training began with {began}; go on"):
+        train_supernet(TINY, split, changed, tmp_path)
+
+
 # ---- not a number ----------------------------------------------------------------------------------------------
 
 
@@ -173,14 +243,14 @@ def poison(monkeypatch: pytest.MonkeyPatch, is_poisoned: Callable[[int], bool]) 
     """Compute those steps with a weight that is not a number; returns the (growing) list of steps computed."""
     calls: list[int] = []
 
-    def poisoned(space: SearchSpace, params: Params, *rest: Any) -> Any:
+    def poisoned(space: SearchSpace, params: Params, *rest: Any, **options: Any) -> Any:
         calls.append(len(calls) + 1)
         if is_poisoned(calls[-1]):
             conv = params["stem"]["conv"]
             params = params | {"stem": {"conv": conv | {"kernel": conv["kernel"].at[0, 0, 0, 0].set(jnp.nan)}}}
-        return sandwich_gradient(space, params, *rest)
+        return step_gradient(space, params, *rest, **options)
 
-    monkeypatch.setattr(_train, "sandwich_gradient", poisoned)
+    monkeypatch.setattr(_train, "step_gradient", poisoned)
     return calls
 
 
@@ -207,14 +277,24 @@ def test_a_training_that_never_recovers_ends_with_an_error(
     assert len(calls) == 2 + MOST_ROLLBACKS + 1
 
 
+def test_only_the_ends_of_a_long_sandwich_recur() -> None:
+    per_epoch = 10
+    short, long = (
+        phases(Recipe(epochs=steps / per_epoch, batch_size=16), TINY, 16 * per_epoch)[0] for steps in (999, 1000)
+    )
+    marked = [[lesson.recurs for lesson in draw_lessons(TINY, Recipe(), phase, 0, 0)] for phase in (short, long)]
+    assert marked == [[False, False, False, False], [True, True, False, False]]
+
+
 def test_other_random_numbers_follow_a_rollback() -> None:
     recipe = dataclasses.replace(RECIPE, n_random_subnets=8)
-    drawn = draw_subnets(TINY, recipe, step=3, rollbacks=0)
-    assert drawn[0] == TINY.smallest
-    assert len(drawn) == 9
-    assert drawn == draw_subnets(TINY, recipe, step=3, rollbacks=0)
-    assert drawn != draw_subnets(TINY, recipe, step=3, rollbacks=1)
-    assert drawn != draw_subnets(TINY, recipe, step=4, rollbacks=0)
+    (phase,) = phases(recipe, TINY, 1151)
+    drawn = draw_lessons(TINY, recipe, phase, step=3, rollbacks=0)
+    assert [lesson.role for lesson in drawn] == ["largest", "smallest"] + ["random"] * 8
+    assert [lesson.arch for lesson in drawn[:2]] == [TINY.largest, TINY.smallest]
+    assert drawn == draw_lessons(TINY, recipe, phase, step=3, rollbacks=0)
+    assert drawn != draw_lessons(TINY, recipe, phase, step=3, rollbacks=1)
+    assert drawn != draw_lessons(TINY, recipe, phase, step=4, rollbacks=0)
 
 
 # ---- one update ------------------------------------------------------------------------------------------------
@@ -224,13 +304,16 @@ class Update:
     """One optimizer on the tiny supernet, with nothing donated."""
 
     def __init__(self, recipe: Recipe, params: Params) -> None:
-        optimizer = make_optimizer(recipe, 1000)
-        self.opt_state = optimizer.init(_train._flatten(params))
-        self._update = jax.jit(lambda *args: _train._update(optimizer, *args), compiler_options=QUICK)
+        optimizer = make_optimizer(recipe)
+        self.opt_state = optimizer.init(flatten(params))
+        self._update = jax.jit(
+            lambda params, state, gradient, *rest: update(optimizer, params, state, flatten(gradient), *rest),
+            compiler_options=QUICK,
+        )
 
     def __call__(self, params: Params, gradient: Params, loss: float = 1.0, scale: float = 1.0) -> tuple[Params, bool]:
         losses = jnp.array([0.5, loss, 0.5])
-        params, opt_state, _, finite = self._update(params, self.opt_state, gradient, losses, scale)
+        params, opt_state, _, finite = self._update(params, self.opt_state, gradient, losses, scale * 1e-2)
         self.opt_state = opt_state
         return params, bool(finite)
 
@@ -242,12 +325,9 @@ def like(params: Params, value: float) -> Params:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weight_decay_shrinks_kernels_and_nothing_else(optimizer: Any, random_params: RandomParams) -> None:
     before = random_params(TINY, 0)
-    recipe = dataclasses.replace(RECIPE, optimizer=optimizer, weight_decay=0.5, momentum=0.0, warmup_epochs=0.0)
-    update = Update(recipe, before)
-    after = before
-    for _ in range(2):  # the schedule starts at 0
-        after, finite = update(after, like(before, 0.0))
-        assert finite
+    recipe = dataclasses.replace(RECIPE, optimizer=optimizer, weight_decay=0.5, momentum=0.0)
+    after, finite = Update(recipe, before)(before, like(before, 0.0))
+    assert finite
     shrunk = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(after):
         old = before[path[0].key][path[1].key][path[2].key]
@@ -264,36 +344,38 @@ def test_weight_decay_shrinks_kernels_and_nothing_else(optimizer: Any, random_pa
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_an_update_that_is_no_number_changes_nothing(optimizer: Any, random_params: RandomParams) -> None:
     params = random_params(TINY, 0)
-    update = Update(dataclasses.replace(RECIPE, optimizer=optimizer), params)
-    state = jax.tree.map(np.asarray, update.opt_state)
+    descend = Update(dataclasses.replace(RECIPE, optimizer=optimizer), params)
+    state = jax.tree.map(np.asarray, descend.opt_state)
     for loss, gradient in [(np.nan, 0.1), (np.inf, 0.1), (1.0, np.nan), (1.0, np.inf)]:
         bad = like(params, 0.1)
         bad["head"]["classify"]["bias"] = bad["head"]["classify"]["bias"].at[3].set(gradient)
-        after, finite = update(params, bad, loss)
+        after, finite = descend(params, bad, loss)
         assert not finite
         assert_same_bits(after, params)
-        jax.tree.map(np.testing.assert_array_equal, update.opt_state, state)
-    assert update(params, like(params, 0.1))[1]
+        jax.tree.map(np.testing.assert_array_equal, descend.opt_state, state)
+    assert descend(params, like(params, 0.1))[1]
 
 
 def test_gradients_are_clipped_by_their_global_norm_and_steps_shrink_after_a_rollback(
     random_params: RandomParams,
 ) -> None:
     before = random_params(TINY, 0)
-    recipe = dataclasses.replace(
-        RECIPE, optimizer="sgd", momentum=0.0, weight_decay=0.0, warmup_epochs=0.0, clip_norm=2.0
-    )
+    recipe = dataclasses.replace(RECIPE, optimizer="sgd", momentum=0.0, weight_decay=0.0, clip_norm=2.0)
     lengths = []
     for scale in (1.0, 0.25):
-        update = Update(recipe, before)
-        after, _ = update(before, like(before, 0.0))
-        after, _ = update(after, like(before, 100.0), scale=scale)
+        after, _ = Update(recipe, before)(before, like(before, 100.0), scale=scale)
         moved = [np.ravel(new - old) for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)]
         lengths.append(np.linalg.norm(np.concatenate(moved)))
     np.testing.assert_allclose(lengths, [2.0 * 1e-2, 0.25 * 2.0 * 1e-2], rtol=1e-3)
 
 
 # ---- the sandwich ----------------------------------------------------------------------------------------------
+
+
+def sandwich(archs: list[Arch]) -> list[Lesson]:
+    """The largest subnet on the labels, `archs` on its predictions."""
+    on_labels, taught = Objective(1.0, 0.1, 0.0, "kl"), Objective(0.0, 0.0, 1.0, "kl")
+    return [Lesson("largest", TINY.largest, on_labels), *(Lesson("random", arch, taught) for arch in archs)]
 
 
 def test_a_step_teaches_the_largest_subnet_the_labels_and_the_others_its_predictions(
@@ -321,10 +403,11 @@ def test_a_step_teaches_the_largest_subnet_the_labels_and_the_others_its_predict
         return sum(losses[1:], losses[0]), losses
 
     expected, expected_parts = jax.jit(jax.grad(expected_losses, has_aux=True), compiler_options=QUICK)(params)
-    gradient, losses, _ = sandwich_gradient(TINY, params, archs, batch, split.mean, split.std, 0.1)
-    np.testing.assert_allclose(losses, expected_parts, rtol=1e-5)
+    gradient, measures = step_gradient(TINY, params, sandwich(archs), batch, split.mean, split.std)
+    np.testing.assert_allclose(measures["loss"], expected_parts, rtol=1e-5)
     found, wanted = (
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (gradient, expected)
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (unflatten(gradient, params), expected)
     )
     assert np.linalg.norm(found - wanted) < 1e-4 * np.linalg.norm(wanted)
 
@@ -332,11 +415,12 @@ def test_a_step_teaches_the_largest_subnet_the_labels_and_the_others_its_predict
 def test_label_smoothing_has_its_known_loss_and_gradient() -> None:
     logits = jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))
     labels = jnp.array([[0.0, 1.0], [1.0, 0.0]])
-    loss, gradient, predictions, accuracy = _train._largest_loss(logits, labels, 0.2)
+    gradient, measures = judge(logits, labels, labels, Objective(1.0, 0.2, 0.0, "kl"))
+    loss, label_loss, accuracy = measures
     expected = -(0.1 * np.log(0.25) + 0.9 * np.log(0.75) + np.log(0.5)) / 2
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[0.15 / 2, -0.15 / 2], [-0.4 / 2, 0.4 / 2]], rtol=1e-5)
-    np.testing.assert_allclose(predictions, [[0.25, 0.75], [0.5, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(label_loss, -(np.log(0.75) + np.log(0.5)) / 2, rtol=1e-6)
     assert accuracy == 1.0
 
 
@@ -389,6 +473,15 @@ def test_the_last_smaller_batch_of_an_epoch_is_dropped() -> None:
     ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\); got 1"),
     ({"weight_decay": -0.1}, "weight_decay must not be negative"),
     ({"n_random_subnets": -1}, "n_random_subnets must not be negative"),
+    ({"watch_epochs": -1.0}, "watch_epochs must not be negative"),
+    ({"batch_size": 30, "n_shards": 4}, "n_shards must divide batch_size 30 .* got 4"),
+    ({"batch_size": 4, "n_shards": 4}, "parts of at least 2 images, for batch norm; got 4"),
+    ({"phase_subnets": (1, 1, 2)}, "phase_subnets needs a value above 0 for each of the 6 phases .* got .1, 1, 2"),
+    ({"phase_epochs": (1.0, 1.0, 1.0, 1.0, 0.0, 1.0)}, "phase_epochs needs a value above 0"),
+    (
+        {"sampling": "attentive_best", "schedule": "progressive_shrinking"},
+        "sampling attentive_best needs schedule sandwich: .* which progressive_shrinking does not draw",
+    ),
 ])  # fmt: skip
 def test_a_recipe_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
