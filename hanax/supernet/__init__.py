@@ -12,7 +12,8 @@ from hanax.supernet._chain import (
     prepare,
 )
 from hanax.supernet._depthwise import depthwise
-from hanax.supernet._evaluate import Evaluator, slice_weights
+from hanax.supernet._evaluate import Evaluator, slice_weights, supernet_fingerprint
+from hanax.supernet._execution import Execution, choose_execution
 from hanax.supernet._image_files import load_images
 from hanax.supernet._images import (
     DataError,
@@ -24,11 +25,16 @@ from hanax.supernet._images import (
     split_validation,
 )
 from hanax.supernet._masked import masked_logits
+from hanax.supernet._native import NativeStatus, cache_folder, native_status
 from hanax.supernet._onnx import ExportMismatchError, check_onnx, run_onnx, to_onnx
+from hanax.supernet._parallel import Parallel
+from hanax.supernet._racing import Outcome
+from hanax.supernet._recipe import Phase, Recipe, n_steps, phases
 from hanax.supernet._stablehlo import to_stablehlo
 from hanax.supernet._static_net import StaticNet
 from hanax.supernet._subnet import Subnet
-from hanax.supernet._train import DivergedError, Recipe, load_supernet, n_steps, train_supernet
+from hanax.supernet._train import DivergedError, load_supernet, train_subnet, train_supernet
+from hanax.supernet._trie import SharedWork, shared_work
 from hanax.supernet._weights import UncalibratedError, Weights, check_weights, fold_batch_norm, random_weights
 
 __all__ = [
@@ -36,10 +42,16 @@ __all__ = [
     "DataError",
     "DivergedError",
     "Evaluator",
+    "Execution",
     "ExportMismatchError",
     "ImageDataset",
+    "NativeStatus",
+    "Outcome",
+    "Parallel",
     "Params",
+    "Phase",
     "Recipe",
+    "SharedWork",
     "Split",
     "StaticNet",
     "Subnet",
@@ -48,8 +60,10 @@ __all__ = [
     "apply_block",
     "augment",
     "backward_along",
+    "cache_folder",
     "check_onnx",
     "check_weights",
+    "choose_execution",
     "compile_chain",
     "depthwise",
     "fold_batch_norm",
@@ -62,15 +76,20 @@ __all__ = [
     "load_supernet",
     "masked_logits",
     "n_steps",
+    "native_status",
     "normalise",
+    "phases",
     "prepare",
     "random_weights",
     "release_freed_memory",
     "resize",
     "run_onnx",
+    "shared_work",
     "slice_weights",
     "split_validation",
+    "supernet_fingerprint",
     "to_onnx",
     "to_stablehlo",
+    "train_subnet",
     "train_supernet",
 ]

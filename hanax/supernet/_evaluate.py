@@ -2,24 +2,31 @@
 
 Inherited weights were never trained with one subnet's own batch-norm statistics, so they must be recomputed for it
 (Cai et al., 2020: on training images). Here calibration images and images to score go through each block together:
-the statistics come from the first, exactly, and normalise both. A subnet cannot be scored without them.
+the statistics come from the first, exactly, and normalise both. A subnet cannot be scored without them. Only a race
+scores more images in a second pass, with the statistics that the first one found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
-from hanax.search_spaces import RESOLUTION, Arch, SearchSpace
-from hanax.supernet._blocks import net_of
+from hanax.search_spaces import Arch, SearchSpace
+from hanax.supernet._blocks import Norms, net_of
 from hanax.supernet._chain import Params, Progress, compile_chain, evaluate_block, prepare
 from hanax.supernet._images import Split
 from hanax.supernet._layers import Statistics
+from hanax.supernet._racing import OnScored, Outcome, Rules, best_rules, drawn_order, front_rules, hold_race, looks_of
 from hanax.supernet._subnet import Subnet
+from hanax.supernet._trie import BlockPath, block_path, visits
 from hanax.supernet._weights import Weights
+
+FoundStatistics = dict[BlockPath, dict[str, Statistics]]
+"""Batch-norm statistics per operator of the block at the end of a path."""
 
 
 class Evaluator:
@@ -50,52 +57,177 @@ class Evaluator:
         self.split = split
         self.n_calibration = n_calibration
         self.n_validation = n_validation
-        self._images: UInt8[np.ndarray, "n h w c"] = np.concatenate(
-            [split.x_train[:n_calibration], split.x_validation[:n_validation]]
-        )
+        self._validation: UInt8[np.ndarray, "n h w c"] = split.x_validation[:n_validation]
+        self._images: UInt8[np.ndarray, "n h w c"] = np.concatenate([split.x_train[:n_calibration], self._validation])
         self._labels: Int[np.ndarray, " n"] = split.y_validation[:n_validation]
 
-    def compile(self, on_progress: Progress | None = None) -> None:
-        """Compile every executable now, in parallel; otherwise each is compiled when first needed."""
+    def compile(self, on_progress: Progress | None = None, *, first: int | None = None) -> None:
+        """Compile every executable now, in parallel; otherwise each is compiled when first needed.
+
+        Args:
+            first: Compile for a race that scores that many images at a time; by default for scores on all images.
+        """
+        n_scored = self.n_validation if first is None else min(first, self.n_validation)
         compile_chain(
-            self.space, self.params, len(self._images), n_statistics=self.n_calibration, on_progress=on_progress
+            self.space,
+            self.params,
+            self.n_calibration + n_scored,
+            n_statistics=self.n_calibration,
+            n_given=n_scored if n_scored < self.n_validation else None,
+            on_progress=on_progress,
         )
 
-    def _prepared(self, arch: Arch) -> jax.Array:
-        images: jax.Array = prepare(self._images, self.split.mean, self.split.std, self.space.resolution(arch))
-        return images
+    def _prepared(self, arch: Arch, images: UInt8[np.ndarray, "n h w c"] | None = None) -> jax.Array:
+        """Input of `arch`, for the calibration images and those to score unless other `images` are given."""
+        chosen = self._images if images is None else images
+        prepared: jax.Array = prepare(chosen, self.split.mean, self.split.std, self.space.resolution(arch))
+        return prepared
+
+    def _predictions(
+        self,
+        archs: Sequence[Arch],
+        images: UInt8[np.ndarray, "n h w c"],
+        norms: Callable[[BlockPath], Norms],
+        found: FoundStatistics | None = None,
+    ) -> Iterator[tuple[int, Int[np.ndarray, " n"]]]:
+        """Index of each of `archs` and its class for each of `images`, in the order of visiting.
+
+        Args:
+            norms: What normalises the block at the end of a path, see `evaluate_block`.
+            found: Gets the statistics of every block run.
+        """
+        outputs: dict[int, jax.Array] = {}  # by how many parts of the path they are the output of
+        for visit in visits(self.space, archs):
+            arch = archs[visit.index]
+            outputs = {length: output for length, output in outputs.items() if length <= visit.n_shared}
+            x = outputs[visit.n_shared] if visit.n_shared else self._prepared(arch, images)
+            blocks = [None, *self.space.blocks(arch)]
+            for length in range(visit.n_shared, len(blocks)):
+                placed, path = blocks[length], visit.path[: length + 1]
+                if placed is not None:
+                    x, statistics = evaluate_block(placed, self.params, x, norms(path))
+                    if found is not None:
+                        found[path] = statistics
+                if length + 1 in visit.branches:
+                    outputs[length + 1] = x
+            yield visit.index, np.asarray(x).argmax(axis=1)
+
+    def correct(self, archs: Sequence[Arch], on_scored: OnScored | None = None) -> Bool[np.ndarray, "m n"]:
+        """Whether each of `archs`, after calibration, is right on each of the images to score.
+
+        Architectures are visited as a trie over their blocks: what two share from the start is computed once.
+
+        Args:
+            on_scored: Called with each architecture, 0, and its row as soon as it is known, in the order of visiting.
+        """
+        correct = np.zeros((len(archs), self.n_validation), dtype=bool)
+        for index, predicted in self._predictions(archs, self._images, lambda _: self.n_calibration):
+            correct[index] = predicted[self.n_calibration :] == self._labels
+            if on_scored is not None:
+                on_scored(archs[index], 0, correct[index])
+        return correct
 
     def accuracies(
         self, archs: Sequence[Arch], on_result: Callable[[Arch, float], None] | None = None
-    ) -> Float[np.ndarray, " n"]:
-        """Validation accuracy of each of `archs` after calibration, in [0, 1].
-
-        Architectures are visited as a trie over their blocks: what two in a row share from the start is computed once.
+    ) -> Float[np.ndarray, " m"]:
+        """Validation accuracy of each of `archs` after calibration, in [0, 1]; see `correct`.
 
         Args:
             on_result: Called with each architecture and its accuracy as soon as it is known, in the order of visiting.
         """
-        paths = [
-            [(RESOLUTION, (self.space.resolution(arch),)), *((b.slot.name, b.choice) for b in self.space.blocks(arch))]
-            for arch in archs
-        ]
-        order = sorted(range(len(archs)), key=paths.__getitem__)
-        accuracies = np.full(len(archs), np.nan)
-        outputs: list[jax.Array] = []
-        previous: list[tuple[str, tuple[int, ...]]] = []
-        for index in order:
-            shared = _common_length(previous, paths[index])
-            del outputs[shared:]
-            if not outputs:
-                outputs.append(self._prepared(archs[index]))
-            for placed in self.space.blocks(archs[index])[len(outputs) - 1 :]:
-                outputs.append(evaluate_block(placed, self.params, outputs[-1], self.n_calibration)[0])
-            predicted = np.asarray(outputs[-1][self.n_calibration :]).argmax(axis=1)
-            accuracies[index] = float((predicted == self._labels).mean())
-            previous = paths[index]
+
+        def pass_on(arch: Arch, _: int, right: Bool[np.ndarray, " n"]) -> None:
             if on_result is not None:
-                on_result(archs[index], accuracies[index])
+                on_result(arch, float(right.mean()))
+
+        accuracies: Float[np.ndarray, " m"] = self.correct(archs, pass_on).mean(axis=1)
         return accuracies
+
+    def race(
+        self,
+        archs: Sequence[Arch],
+        costs: Float[np.ndarray, "m c"] | None = None,
+        *,
+        keep: int | None = None,
+        first: int = 500,
+        confidence: float = 0.99,
+        known: Mapping[Arch, Bool[np.ndarray, " n"]] | None = None,
+        on_scored: OnScored | None = None,
+        on_result: Callable[[Outcome], None] | None = None,
+    ) -> list[Outcome]:
+        """How each of `archs` fares on the images to score when those that are beaten beyond doubt are stopped.
+
+        All are calibrated and scored on `first` images. Those that are still in the race are scored on `first` more,
+        with the statistics that were found, and so on to the last image. Who is scored on all images has the accuracy
+        that `accuracies` gives, but for rounding. The top of ``_racing.py`` says how subnets are compared.
+
+        Args:
+            costs: Of each architecture, lower is better: what is not on the front of costs and accuracy is out.
+            keep: In place of `costs`: what is not among the `keep` most accurate is out.
+            first: Images to score at a time (all, if there are fewer).
+            confidence: Probability of putting out nothing that belongs to the front, or to the best.
+            known: From an interrupted race with the same `first`: whether an architecture was right on each image so
+                far, in the order of the race. Such scores are taken over; calibration, if it goes on, is done again.
+            on_scored: Called with each architecture, the position of the first image just scored in the order of the
+                race, and whether it was right on each, as soon as that is known.
+            on_result: Called with each outcome as soon as it is known.
+
+        Returns:
+            The outcomes, in the order of `archs`.
+
+        Raises:
+            ValueError: Neither or both of `costs` and `keep` are given, there is not one row of costs for each of
+                `archs`, or an argument is out of its range.
+        """
+        if first < 1:
+            raise ValueError(f"first must be at least 1; got {first}")
+        first = min(first, self.n_validation)
+        found: FoundStatistics = {}
+        return hold_race(
+            archs,
+            self._rules(len(archs), costs, keep, confidence, looks_of(self.n_validation, first)),
+            self.n_validation,
+            first,
+            lambda racing, start, stop: self._score(racing, start, stop, first, found),
+            known=known,
+            on_scored=on_scored,
+            on_result=on_result,
+        )
+
+    @staticmethod
+    def _rules(
+        n_archs: int, costs: Float[np.ndarray, "m c"] | None, keep: int | None, confidence: float, n_looks: int
+    ) -> Rules:
+        if costs is None and keep is not None:
+            return best_rules(n_archs, keep, confidence=confidence, n_looks=n_looks)
+        if costs is None or keep is not None:
+            raise ValueError("a race needs either costs or keep, which say what is put out; give one of them")
+        if len(costs) != n_archs:
+            raise ValueError(f"costs must have a row for each of {n_archs} architectures; got {len(costs)} rows")
+        return front_rules(costs, confidence=confidence, n_looks=n_looks)
+
+    def _score(
+        self, archs: Sequence[Arch], start: int, stop: int, first: int, found: FoundStatistics
+    ) -> Iterator[tuple[int, Bool[np.ndarray, " n"]]]:
+        """Index of each of `archs` and whether it is right on images `start` to `stop` in the order of a race.
+
+        Args:
+            first: Images in a pass, so that all passes share executables; the last one is filled up.
+            found: Statistics of all blocks that have been calibrated; gets those of the others.
+        """
+        order = drawn_order(self.n_validation)
+        uncalibrated = [index for index, arch in enumerate(archs) if block_path(self.space, arch) not in found]
+        images = np.concatenate([self._images[: self.n_calibration], self._validation[order[:first]]])
+        calibrated = self._predictions(
+            [archs[index] for index in uncalibrated], images, lambda _: self.n_calibration, found
+        )
+        for position, predicted in calibrated:  # after an interruption also of images that were scored before it
+            if start == 0:
+                yield uncalibrated[position], predicted[self.n_calibration :] == self._labels[order[:first]]
+        if start > 0:
+            chosen = np.pad(order[start:stop], (0, first - (stop - start)), mode="edge")
+            for index, predicted in self._predictions(archs, self._validation[chosen], found.__getitem__):
+                yield index, (predicted == self._labels[chosen])[: stop - start]
 
     def logits(self, arch: Arch) -> Float[np.ndarray, "n classes"]:
         """Logits for the validation images, with the batch norms calibrated on the calibration images."""
@@ -130,13 +262,14 @@ class Evaluator:
         )
 
 
-def _common_length(first: Sequence[object], second: Sequence[object]) -> int:
-    length = 0
-    for left, right in zip(first, second, strict=False):
-        if left != right:
-            break
-        length += 1
-    return length
+def supernet_fingerprint(params: Params) -> str:
+    """Hash of a supernet's weights, 16 hexadecimal digits. What is found out about its subnets carries it."""
+    digest = hashlib.sha256()
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        values = np.ascontiguousarray(array)
+        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode())
+        digest.update(values.data)
+    return digest.hexdigest()[:16]
 
 
 def slice_weights(space: SearchSpace, params: Params, arch: Arch) -> Weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from hanax.supernet import (
     Weights,
     _evaluate,
     check_onnx,
+    shared_work,
     slice_weights,
+    supernet_fingerprint,
     to_onnx,
     to_stablehlo,
 )
+from hanax.supernet._trie import BlockPath, block_path, common_length, visits
 
 QUICK = {"xla_backend_optimization_level": 0}  # each is run once: the compiler's own time is what counts
 MakeEvaluator = Callable[..., Evaluator]
@@ -130,6 +134,69 @@ def test_accuracy_is_the_share_of_validation_images_that_the_extracted_net_gets_
     predicted = logits_of(evaluator.extract(arch), validation_images(evaluator, arch)).argmax(axis=1)
     expected = (predicted == split.y_validation[: evaluator.n_validation]).mean()
     assert evaluator.accuracies([arch])[0] == expected > 0.8
+
+
+def block_runs(paths: list[BlockPath], order: tuple[int, ...]) -> int:
+    """Blocks to run in that order when each visit reuses what it has in common with the one before."""
+    ordered = [(), *(paths[index] for index in order)]
+    return sum(
+        # The first part of a path is its resolution, which takes no block.
+        len(path) - max(common_length(before, path), 1)
+        for before, path in itertools.pairwise(ordered)
+    )
+
+
+def test_no_order_of_visiting_runs_fewer_blocks(space: SearchSpace) -> None:
+    for seed in range(4):
+        archs = sample(space, seed, 6)
+        paths = [block_path(space, arch) for arch in archs]
+        runs = [block_runs(paths, order) for order in itertools.permutations(range(6))]
+        ours = block_runs(paths, tuple(visit.index for visit in visits(space, archs)))
+        nodes = {path[:length] for path in paths for length in range(2, len(path) + 1)}
+        assert ours == min(runs) == len(nodes) == shared_work(space, archs).block_runs
+        assert ours < max(runs), "the order matters"
+
+
+def test_shared_work_is_the_work_that_is_done(
+    space: SearchSpace, evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archs = sample(space, 4, 20)
+    archs += archs[:3]
+    n_blocks = 0
+
+    def counting(*args: Any) -> Any:
+        nonlocal n_blocks
+        n_blocks += 1
+        return compute(*args)
+
+    compute = _evaluate.evaluate_block
+    monkeypatch.setattr(_evaluate, "evaluate_block", counting)
+    evaluator.accuracies(archs)
+    work = shared_work(space, archs)
+    assert n_blocks == work.block_runs < work.block_runs_alone == sum(len(space.blocks(arch)) for arch in archs)
+    assert work.macs_alone == sum(space.graph(arch).macs for arch in archs)
+    assert work.macs_ratio == work.macs / work.macs_alone < 1.0
+    alone = shared_work(space, archs[:1])
+    assert alone.macs_ratio == 1.0 and alone.macs == space.graph(archs[0]).macs
+    assert shared_work(space, []).macs_ratio == 1.0
+
+
+def test_outputs_are_kept_only_where_a_later_subnet_goes_another_way(space: SearchSpace) -> None:
+    archs = sample(space, 5, 30)
+    walk = visits(space, archs)
+    for position, visit in enumerate(walk):
+        later = {common_length(visit.path, other.path) for other in walk[position + 1 :]}
+        assert later - {0} <= visit.branches, "all that is needed again is kept"
+        kept_anew = {length for length in visit.branches if length > visit.n_shared}
+        assert kept_anew <= later, "and nothing else"
+
+
+def test_the_fingerprint_of_a_supernet_follows_its_weights(space: SearchSpace, random_params: RandomParams) -> None:
+    params = random_params(space, 0)
+    assert supernet_fingerprint(params) == supernet_fingerprint(random_params(space, 0))
+    changed = jax.tree.map(jax.numpy.array, params)
+    changed["head"]["classify"]["bias"] = changed["head"]["classify"]["bias"].at[0].add(1e-6)
+    assert supernet_fingerprint(changed) != supernet_fingerprint(params)
 
 
 def test_no_subnets_have_no_accuracies(evaluator: Evaluator) -> None:
