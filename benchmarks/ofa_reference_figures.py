@@ -14,14 +14,12 @@ import importlib.metadata
 import json
 import random
 import subprocess
-import sys
-import venv
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-REQUIREMENTS = ("ofa==0.1.0.post202307202001", "torch==2.13.0", "numpy", "pillow", "tqdm", "pyyaml")
+from _ofa_environment import DEFAULT_DIRECTORY, count, prepare_environment, stub_missing_modules
+
 WIDTH_MULTS = (1.0, 1.2)
 RESOLUTIONS = tuple(range(128, 225, 4))
 KERNEL_SIZES, EXPAND_RATIOS, DEPTHS = (3, 5, 7), (3, 4, 6), (2, 3, 4)
@@ -35,7 +33,7 @@ def main() -> None:
     """Read the command line; outside the environment, prepare it and start this file again inside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--env", type=Path, default=Path.home() / ".cache/hanax/ofa-env", help="virtual environment")
+    parser.add_argument("--env", type=Path, default=DEFAULT_DIRECTORY, help="virtual environment")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
@@ -43,21 +41,6 @@ def main() -> None:
         return
     python = prepare_environment(arguments.env)
     subprocess.run([python, __file__, "--inside", "--out", arguments.out], check=True)
-
-
-def prepare_environment(directory: Path) -> Path:
-    """The Python of a virtual environment at `directory` that holds `REQUIREMENTS`; made if it is not there.
-
-    Raises:
-        SystemExit: `directory` holds something other than a virtual environment.
-    """
-    if not (directory / "pyvenv.cfg").exists():
-        if directory.exists() and any(directory.iterdir()):
-            raise SystemExit(f"{directory} is not empty and not a virtual environment; give another --env")
-        venv.create(directory, with_pip=True)
-    python = directory / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
-    return python
 
 
 def reference_figures() -> dict[str, Any]:
@@ -87,25 +70,6 @@ def as_json(figures: dict[str, Any]) -> str:
     return f'{{\n  "origin": {json.dumps(figures["origin"], indent=4)[:-1]}  }},\n  "rows": [\n{rows}\n  ]\n}}\n'
 
 
-def stub_missing_modules() -> None:
-    """Stand in for what `ofa` imports for its data loaders only: torchvision, and `torch._six`, gone since torch 2."""
-
-    class Unused:
-        """Base class and call target that its data loaders name at import."""
-
-    def stub(name: str, **members: object) -> ModuleType:
-        module = ModuleType(name)
-        for member, value in members.items():
-            setattr(module, member, value)
-        sys.modules[name] = module
-        return module
-
-    functional = stub("torchvision.transforms.functional")
-    transforms = stub("torchvision.transforms", functional=functional, RandomResizedCrop=Unused)
-    stub("torchvision", transforms=transforms, datasets=stub("torchvision.datasets"))
-    stub("torch._six", string_classes=(str, bytes))
-
-
 def count_subnets(width_mult: float, rng: random.Random) -> list[dict[str, Any]]:
     """The smallest, the largest and random subnets of the supernet of `width_mult`, resolution included."""
     from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
@@ -130,24 +94,6 @@ def draw_setting(draw: Callable[[tuple[int, ...]], int]) -> tuple[list[int], ...
     """Resolution; kernel size and expansion ratio of every block; depth of every stage; drawn from their options."""
     decisions = ((RESOLUTIONS, 1), (KERNEL_SIZES, N_BLOCKS), (EXPAND_RATIOS, N_BLOCKS), (DEPTHS, N_STAGES))
     return tuple([draw(options) for _ in range(n)] for options, n in decisions)
-
-
-def count(net: Any, resolution: int) -> tuple[int, int]:
-    """MACs for one image of `resolution` pixels and parameters of the torch module `net`."""
-    import torch
-
-    macs = 0
-
-    def add(layer: Any, _: object, output: Any) -> None:
-        nonlocal macs
-        macs += output.numel() * layer.weight[0].numel()
-
-    for layer in net.modules():
-        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
-            layer.register_forward_hook(add)
-    with torch.no_grad():
-        net.eval()(torch.zeros(1, 3, resolution, resolution))
-    return macs, sum(parameter.numel() for parameter in net.parameters())
 
 
 if __name__ == "__main__":

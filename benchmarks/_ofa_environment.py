@@ -1,0 +1,70 @@
+"""A virtual environment with the `ofa` package and a CPU build of torch, and stand-ins for what `ofa` cannot import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from types import ModuleType
+
+REQUIREMENTS = ("ofa==0.1.0.post202307202001", "torch==2.13.0", "numpy", "pillow", "tqdm", "pyyaml")
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
+DEFAULT_DIRECTORY = Path.home() / ".cache/hanax/ofa-env"
+
+
+def prepare_environment(directory: Path) -> Path:
+    """The Python of a virtual environment at `directory` that holds `REQUIREMENTS`; made if it is not there.
+
+    Raises:
+        SystemExit: `directory` holds something other than a virtual environment.
+    """
+    if not (directory / "pyvenv.cfg").exists():
+        if directory.exists() and any(directory.iterdir()):
+            raise SystemExit(f"{directory} is not empty and not a virtual environment; give another --env")
+        venv.create(directory, with_pip=True)
+    python = directory / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    install = [python, "-m", "pip", "install", "--quiet", "--extra-index-url", CPU_BUILDS, *REQUIREMENTS]
+    subprocess.run(install, check=True, stdout=sys.stderr)
+    return python
+
+
+def stub_missing_modules() -> None:
+    """Stand in for what `ofa` imports for its data loaders only: torchvision, and `torch._six`, gone since torch 2."""
+
+    class Unused:
+        """Base class and call target that its data loaders name at import."""
+
+    def stub(name: str, **members: object) -> ModuleType:
+        module = ModuleType(name)
+        for member, value in members.items():
+            setattr(module, member, value)
+        sys.modules[name] = module
+        return module
+
+    functional = stub("torchvision.transforms.functional")
+    transforms = stub("torchvision.transforms", functional=functional, RandomResizedCrop=Unused)
+    stub("torchvision", transforms=transforms, datasets=stub("torchvision.datasets"))
+    stub("torch._six", string_classes=(str, bytes))
+
+
+def count(net: object, resolution: int) -> tuple[int, int]:
+    """MACs for one image of `resolution` pixels and parameters of the torch module `net`.
+
+    MACs are counted by forward hooks on every nn.Conv2d and nn.Linear, so `net` must be static.
+    """
+    import torch
+
+    assert isinstance(net, torch.nn.Module)
+    macs = 0
+
+    def add(layer: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * layer.weight[0].numel()
+
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(add)
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, 3, resolution, resolution))
+    return macs, sum(parameter.numel() for parameter in net.parameters())
