@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 TINY = """
@@ -32,13 +33,18 @@ search: {searcher: {kind: nsga2, population: 20}, evaluations: 200, candidates: 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Runs ``hanax`` in processes of its own, with a cache of compiled code that the tests share."""
+    """Runs ``hanax`` in processes of its own, with a cache of compiled code that the tests share.
+
+    Attributes:
+        settings: More variables of the environment.
+    """
 
     cache: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"HANAX_CACHE": str(self.cache), "COLUMNS": "200"}
+        return os.environ | {"HANAX_CACHE": str(self.cache), "COLUMNS": "200"} | dict(self.settings)
 
     def start(self, *arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -11,11 +11,14 @@ __all__ = [
     "ReportData",
     "RunFolderError",
     "SearchOutcome",
+    "SubnetCard",
+    "finetune",
     "load_experiment",
     "make_experiment",
     "run_experiment",
     "search",
     "stage_states",
+    "train",
     "write_report",
 ]
 
@@ -25,15 +28,19 @@ _HOME = {
     "ReportData": "_report",
     "RunFolderError": "_folder",
     "SearchOutcome": "_api",
+    "SubnetCard": "_after",
+    "finetune": "_after",
     "load_experiment": "_config",
     "make_experiment": "_config",
     "run_experiment": "_run",
     "search": "_api",
     "stage_states": "_folder",
+    "train": "_after",
     "write_report": "_report",
 }
 
 if TYPE_CHECKING:
+    from hanax.experiments._after import SubnetCard, finetune, train
     from hanax.experiments._api import SearchOutcome, search
     from hanax.experiments._config import Experiment, ExperimentError, load_experiment, make_experiment
     from hanax.experiments._folder import RunFolderError, stage_states

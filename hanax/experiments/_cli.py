@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -41,23 +46,109 @@ def run(
     from_: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it again.")
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Train the supernet on several processes that share the run's folder: where process 0 listens. "
+            "Give every process the same command but for --process.",
+        ),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=2, help="How many processes train together.")] = None,
+    process: Annotated[
+        int | None, typer.Option(min=0, help="Which one this is; 0 goes on with the stages after the training.")
+    ] = None,
 ) -> None:
     """Carry out an experiment file; given again after an interruption, it goes on where it was."""
     from hanax.experiments._config import load_experiment
     from hanax.experiments._progress import Terminal
-    from hanax.experiments._run import run_experiment
 
     experiment = load_experiment(file, set_ or ())
+    place = _place(coordinator, processes, process)
+    if place is not None:
+        _check_place(place, experiment.supernet.n_shards)
     _restart_with_huge_pages()
     folder = out or Path("runs") / experiment.name
     terminal = Terminal()
     try:
-        with terminal.live():
-            run_experiment(experiment, folder, from_stage=from_, reporter=terminal)
+        with _connected(place, terminal) as parallel, terminal.live():
+            from hanax.experiments._run import run_experiment
+
+            run_experiment(experiment, folder, from_stage=from_, reporter=terminal, parallel=parallel)
     except KeyboardInterrupt:
-        command = " ".join(["hanax", "run", file, "--out", str(folder), *(f"--set {item}" for item in set_ or ())])
-        _stop(f"Stopped. What is finished is kept; to go on:\n    {command}")
-    _print_winners(folder)
+        again = ["hanax", "run", file, "--out", str(folder)]
+        again += [part for item in set_ or () for part in ("--set", item)]
+        if place is not None:
+            again += ["--coordinator", place[0], "--processes", str(place[1]), "--process", str(place[2])]
+        _stop(f"Stopped. What is finished is kept; to go on:\n    {shlex.join(again)}")
+    if place is None or place[2] == 0:
+        _print_winners(folder)
+
+
+Place = tuple[str, int, int]
+"""The coordinator's address, the number of processes, and which one this is."""
+
+
+def _place(coordinator: str | None, processes: int | None, process: int | None) -> Place | None:
+    """The place of this process among several; None if it is alone.
+
+    Raises:
+        ValueError: Only some of the three are given, or they do not fit together.
+    """
+    if coordinator is None and processes is None and process is None:
+        return None
+    if coordinator is None or processes is None or process is None:
+        given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+        missing = ", ".join(name for name, value in given.items() if value is None)
+        raise ValueError(f"--coordinator, --processes and --process belong together; missing: {missing}")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--coordinator {coordinator}: expected HOST:PORT, such as 192.168.0.1:7000")
+    if process >= processes:
+        raise ValueError(
+            f"--process {process}: {processes} processes are numbered 0 to {processes - 1}; give each another number"
+        )
+    return coordinator, processes, process
+
+
+def _check_place(place: Place, n_shards: int) -> None:
+    """Refuse shards that the processes cannot deal out, before any of them waits for the others."""
+    from hanax.supernet import Parallel
+
+    _, processes, process = place
+    try:
+        Parallel(processes, process).shards_here(n_shards)
+    except ValueError as error:
+        raise ValueError(f"{error}. Set it in the file or with --set supernet.n_shards={processes}") from None
+
+
+@contextmanager
+def _connected(place: Place | None, terminal: Any) -> Iterator[Any]:
+    """The processes that train together, connected; None for one alone.
+
+    An error ends this process at once: with the interpreter's clean-up it would first wait for the others, which wait
+    for it.
+    """
+    if place is None:
+        yield None
+        return
+    from hanax.supernet import Parallel
+
+    coordinator, processes, process = place
+    terminal.say(f"Process {process} of {processes}: waiting for the others at {coordinator}")
+    # JAX waits outside Python, where no KeyboardInterrupt is raised: Ctrl-C must end the process itself.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        parallel = Parallel.connect(coordinator, processes, process)
+        signal.signal(signal.SIGINT, handler)
+        yield parallel
+    except Exception as error:
+        if _is_ours(error):
+            typer.echo(f"error: {error}", err=True)
+        else:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(2 if _is_ours(error) else 1)
 
 
 def _stop(text: str) -> NoReturn:
@@ -155,6 +246,32 @@ def devices(
     for status in statuses:
         available = "yes" if status.available else "no"
         table.add_row(status.name, status.kind, available, status.missing or "", status.install or "")
+    console = Console(highlight=False)
+    console.print(table)
+    from hanax.supernet import native_status
+
+    native = native_status()
+    kernels = "native" if native.available else "plain XLA"
+    console.print(f"The supernet is trained and scored with {kernels} kernels: {native.reason}", soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+) -> None:
+    """Say what this installation uses: versions, processor, native kernels, caches and memory."""
+    from hanax.experiments._doctor import describe, examine
+
+    facts = examine()
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("what", "state", show_lines=False)
+    for name, state in describe(facts):
+        table.add_row(name, state)
     Console(highlight=False).print(table)
 
 
@@ -215,33 +332,30 @@ def collect_latency(
 def collect_accuracy(
     path: Run,
     archs: Annotated[int, typer.Option(min=2, help="Subnets to have in the table, the ends among them.")],
-    out: Annotated[Path, typer.Option(help="The table, a Parquet file; its .jsonl beside it lets it be resumed.")],
+    out: Annotated[
+        Path, typer.Option(help="The table, a Parquet file; its .ledger.jsonl beside it lets it be resumed.")
+    ],
     seed: Annotated[int, typer.Option(min=0, help="Decides which subnets.")] = 0,
+    race: Annotated[
+        bool, typer.Option("--race", help="Stop subnets when one with no more MACs is more accurate beyond doubt.")
+    ] = False,
 ) -> None:
     """Score subnets of a run's trained supernet, each with its own batch-norm calibration; resumable."""
-    import pandas as pd
-
     from hanax.experiments._fitting import draw_archs
-    from hanax.experiments._frames import write_frame
     from hanax.experiments._progress import Terminal
 
     terminal = Terminal()
     pipeline = _pipeline(path, terminal)
-    chosen = draw_archs(pipeline.space, archs, [seed, 10])
     try:
         with terminal.live():
-            scores = pipeline.score(chosen, out.with_suffix(".jsonl"), pipeline.evaluator)
+            frame = pipeline.accuracy_table(draw_archs(pipeline.space, archs, [seed, 10]), out, race=race)
     except KeyboardInterrupt:
-        _stop(f"Stopped. {out.with_suffix('.jsonl')} keeps what was scored; give the same command to go on.")
-    frame = pd.DataFrame({"arch": [str(arch) for arch in chosen], "accuracy": [scores[arch] for arch in chosen]})
-    evaluator = pipeline.evaluator
-    write_frame(
-        out, frame, pipeline.space, data_fingerprint=pipeline.dataset.fingerprint,
-        n_calibration=evaluator.n_calibration, n_validation=evaluator.n_validation,
-    )  # fmt: skip
+        _stop(f"Stopped. {out.with_suffix('.ledger.jsonl')} keeps what was scored; give the same command to go on.")
+    n_stopped = int(frame["stopped"].sum())
     terminal.say(
         f"{out}: {len(frame)} subnets, accuracy {frame['accuracy'].min():.1%} to {frame['accuracy'].max():.1%} on "
-        f"{evaluator.n_validation} validation images"
+        f"{pipeline.evaluator.n_validation} validation images"
+        + (f"; {n_stopped} were stopped before the last image" if race else "")
     )
 
 
@@ -305,15 +419,12 @@ def extract(
     out: Annotated[Path, typer.Option(help="Folder for weights.npz and subnet.json.")],
 ) -> None:
     """Extract a subnet of a run's supernet as a network of its own, its batch norms calibrated."""
+    from hanax.experiments._after import find_arch
     from hanax.experiments._progress import Terminal
-    from hanax.search_spaces import Arch as Architecture
 
     terminal = Terminal()
     pipeline = _pipeline(path, terminal)
-    space = pipeline.space
-    ends = {"largest": space.largest, "smallest": space.smallest}
-    chosen = ends.get(arch) or Architecture.parse(arch)
-    chosen = space.decode(space.canonical(space.encode([chosen])))[0]
+    chosen = find_arch(pipeline.space, arch)
     subnet = pipeline.evaluator.extract(chosen)
     subnet.save(out)
     terminal.say(
@@ -322,9 +433,72 @@ def extract(
     )
 
 
+SubnetFolder = Annotated[Path, typer.Option(help="Folder for the subnet and its card; given again, it goes on.")]
+Epochs = Annotated[
+    float | None, typer.Option(help="Passes over the training images; as the run's supernet by default.")
+]
+SetRecipe = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a supernet setting of the run, e.g. learning_rate=0.001."
+    ),
+]
+Test = Annotated[bool, typer.Option("--test", help="Score the result on the test images, and note that on its card.")]
+
+
+@app.command()
+def finetune(
+    path: Run, arch: Arch, out: SubnetFolder, epochs: Epochs = None, set_: SetRecipe = None, test: Test = False
+) -> None:
+    """Train a subnet on its own from the weights it inherits from a run's supernet, by the run's recipe; resumable."""
+    _train_alone("finetune", path, arch, out, epochs, set_ or [], test)
+
+
+@app.command()
+def train(
+    path: Run, arch: Arch, out: SubnetFolder, epochs: Epochs = None, set_: SetRecipe = None, test: Test = False
+) -> None:
+    """Train a subnet on its own from fresh weights, by the recipe of a run's supernet; resumable."""
+    _train_alone("train", path, arch, out, epochs, set_ or [], test)
+
+
+def _train_alone(
+    command: Literal["finetune", "train"],
+    path: Path,
+    arch: str,
+    out: Path,
+    epochs: float | None,
+    overrides: list[str],
+    test: bool,
+) -> None:
+    from hanax.experiments import _after
+    from hanax.experiments._progress import Terminal
+
+    _restart_with_huge_pages()
+    terminal = Terminal()
+    work = _after.finetune if command == "finetune" else _after.train
+    try:
+        with terminal.live():
+            card = work(path, arch, out, epochs=epochs, overrides=overrides, test=test, reporter=terminal)
+    except KeyboardInterrupt:
+        again = ["hanax", command, str(path), "--arch", arch, "--out", str(out)]
+        again += [] if epochs is None else ["--epochs", str(epochs)]
+        again += [part for item in overrides for part in ("--set", item)] + ["--test"] * test
+        _stop(f"Stopped. {out} keeps what was trained; to go on:\n    {shlex.join(again)}")
+    before, after = card.validation_before, card.validation_after
+    terminal.say(
+        f"{out}: {card.arch}, {card.macs / 1e6:.2f} M MACs, after {card.epochs:g} epochs {after.accuracy:.1%} on "
+        f"{after.n_images} validation images"
+        + (f" (inherited: {before.accuracy:.1%})" if before else "")
+        + (f"; {card.test.accuracy:.1%} on {card.test.n_images} test images" if card.test else "")
+    )
+
+
 @app.command()
 def export(
-    subnet: Annotated[Path, typer.Argument(metavar="SUBNET", help="A folder that `extract` or a run wrote.")],
+    subnet: Annotated[
+        Path, typer.Argument(metavar="SUBNET", help="A folder that `extract`, `finetune`, `train` or a run wrote.")
+    ],
     out: Annotated[Path, typer.Option(help="The model file.")],
     format_: Annotated[Literal["onnx", "stablehlo"], typer.Option("--format")] = "onnx",
     batch: Annotated[int, typer.Option(min=0, help="Images per inference; 0: any number (ONNX only).")] = 1,
@@ -354,18 +528,28 @@ def _space_of(text: str, overrides: list[str] | tuple[()]) -> Any:
 def _pipeline(path: Path, terminal: Any) -> Any:
     """The pipeline of an existing run, to use its trained supernet."""
     from hanax.experiments._gather import read_experiment
-    from hanax.experiments._pipeline import Pipeline
-    from hanax.supernet import keep_compiled_code, keep_freed_memory, load_images
+    from hanax.experiments._pipeline import open_pipeline
 
-    keep_compiled_code()
-    keep_freed_memory()
-    experiment = read_experiment(path)
-    dataset = load_images(experiment.data.path, image_size=experiment.data.image_size)
-    return Pipeline(experiment, path, dataset, terminal)
+    return open_pipeline(read_experiment(path), path, terminal)
+
+
+def keep_ctrl_c() -> None:
+    """Give Ctrl-C again where Python drops its KeyboardInterrupt: in callbacks of the garbage collector, as JAX's."""
+    report = sys.unraisablehook
+
+    def report_or_repeat(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+        else:
+            report(unraisable)
+
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = report_or_repeat
 
 
 def main() -> None:
     """Run the command line; errors that a person can mend end in one message and exit code 2, not in a traceback."""
+    keep_ctrl_c()
     try:
         app()
     except (ValueError, FileNotFoundError, PermissionError, RuntimeError) as error:

@@ -93,11 +93,16 @@ class AugmentationConfig(Strict):
     mixup: float = Field(default=0.0, ge=0)
 
 
+PerPhase = tuple[float, float, float, float, float, float]
+"""A positive value for each phase of progressive shrinking; see `hanax.supernet.Recipe`."""
+
+
 class SupernetConfig(Strict):
     """How the supernet is trained; see `hanax.supernet.Recipe`."""
 
     epochs: float = Field(default=10.0, gt=0)
     batch_size: int = Field(default=128, ge=2)
+    n_shards: int = Field(default=1, ge=1)
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: float = Field(default=2e-3, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -105,9 +110,34 @@ class SupernetConfig(Strict):
     warmup_epochs: float = Field(default=0.5, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     clip_norm: float = Field(default=5.0, gt=0)
+    schedule: Literal["sandwich", "progressive_shrinking"] = "sandwich"
     n_random_subnets: int = Field(default=2, ge=0)
+    sampling: Literal["uniform", "attentive_best", "attentive_worst"] = "uniform"
+    divergence: Literal["kl", "alpha"] = "kl"
+    distillation_weight: float = Field(default=1.0, ge=0)
+    sort_channels: Literal["l1", "taylor"] | None = "l1"
+    phase_epochs: PerPhase = (180.0, 125.0, 25.0, 125.0, 25.0, 125.0)
+    phase_learning_rates: PerPhase = (1.0, 0.37, 0.031, 0.092, 0.031, 0.092)
+    phase_subnets: tuple[int, int, int, int, int, int] = (1, 1, 2, 2, 4, 4)
+    execution: Literal["auto", "chain", "masked"] = "auto"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    watch_epochs: float = Field(default=1.0, ge=0)
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @model_validator(mode="after")
+    def _makes_a_recipe(self) -> SupernetConfig:
+        if self.batch_size % self.n_shards or self.batch_size < 2 * self.n_shards:
+            raise ValueError(
+                f"n_shards must divide batch_size {self.batch_size} into parts of at least 2 images; "
+                f"given: {self.n_shards}"
+            )
+        if self.sampling != "uniform" and self.schedule != "sandwich":
+            raise ValueError(f"sampling {self.sampling} needs schedule sandwich; given: {self.schedule}")
+        for name in ("phase_epochs", "phase_learning_rates", "phase_subnets"):
+            if min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name} must all be above 0; given: {list(getattr(self, name))}")
+        return self
 
     def recipe(self, seed: int) -> Recipe:
         """The recipe with a seed."""
@@ -312,6 +342,18 @@ def make_experiment(settings: Mapping[str, Any], origin: str) -> Experiment:
     except ValidationError as error:
         problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
         raise ExperimentError(f"{origin}:\n{problems}") from None
+
+
+def change_experiment(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """`experiment` with ``key.path=value`` overrides.
+
+    Raises:
+        ExperimentError: A key does not exist or a value is wrong; all problems are listed.
+    """
+    settings = experiment.model_dump(mode="json")
+    for override in overrides:
+        _override(settings, override)
+    return make_experiment(settings, "--set")
 
 
 def _override(settings: dict[str, Any], override: str) -> None:

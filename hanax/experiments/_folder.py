@@ -87,10 +87,14 @@ class RunFolder:
         """The folder of a stage."""
         return stage_folder(self.path, name)
 
+    def is_done(self, stage: Stage, key: str) -> bool:
+        """Whether `stage` is done under `key`."""
+        return bool(_read(self.stage(stage.name) / "done.json").get("key") == key)
+
     def execute(self, stage: Stage, key: str) -> bool:
         """Do `stage` unless it is done under `key`; returns whether anything was done."""
         folder = self.stage(stage.name)
-        if _read(folder / "done.json").get("key") == key:
+        if self.is_done(stage, key):
             return False
         if folder.exists() and _read(folder / "started.json").get("key") != key:
             shutil.rmtree(folder)

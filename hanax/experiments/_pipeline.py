@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from hanax._files import write_atomically
+from hanax.experiments._accuracies import collect_accuracy
 from hanax.experiments._config import DeviceConfig, Experiment
 from hanax.experiments._export import count_correct, export, latency_model_builder
 from hanax.experiments._fitting import (
@@ -28,6 +29,7 @@ from hanax.experiments._fitting import (
 )
 from hanax.experiments._folder import Stage, stage_folder
 from hanax.experiments._frames import read_frame, write_frame
+from hanax.experiments._lines import read_lines
 from hanax.experiments._progress import Reporter
 from hanax.predictors import (
     RidgePredictor,
@@ -41,7 +43,7 @@ from hanax.searchers import Constraint, Problem, search, spread_along_front
 
 if TYPE_CHECKING:
     from hanax.devices import Ledger
-    from hanax.supernet import Evaluator, ImageDataset, Params, Split
+    from hanax.supernet import Evaluator, ImageDataset, Parallel, Params, Split
 
 
 class Pipeline:
@@ -52,13 +54,23 @@ class Pipeline:
         path: The run's folder.
         dataset: The images.
         reporter: Shows progress.
+        parallel: The processes that train the supernet together; this one alone, if None.
     """
 
-    def __init__(self, experiment: Experiment, path: Path, dataset: ImageDataset, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        path: Path,
+        dataset: ImageDataset,
+        reporter: Reporter,
+        *,
+        parallel: Parallel | None = None,
+    ) -> None:
         self.experiment = experiment
         self.path = path
         self.dataset = dataset
         self.reporter = reporter
+        self.parallel = parallel
         self.space: SearchSpace = experiment.build_space(dataset)
 
     # ---- what the stages share -------------------------------------------------------------------------------
@@ -90,14 +102,14 @@ class Pipeline:
         """Scores subnets of the trained supernet."""
         from hanax.supernet import Evaluator
 
-        config = self.experiment.accuracy
-        return Evaluator(
-            self.space,
-            self.params,
-            self.split,
-            n_calibration=min(config.n_calibration, len(self.split.x_train)),
-            n_validation=min(config.n_validation, len(self.split.x_validation)),
-        )
+        n_calibration, n_validation = self.accuracy_images
+        return Evaluator(self.space, self.params, self.split, n_calibration=n_calibration, n_validation=n_validation)
+
+    @cached_property
+    def accuracy_images(self) -> tuple[int, int]:
+        """Numbers of calibration and validation images that subnets are scored on."""
+        config, split = self.experiment.accuracy, self.split
+        return min(config.n_calibration, len(split.x_train)), min(config.n_validation, len(split.x_validation))
 
     def folder(self, stage: str) -> Path:
         """Where a stage keeps its results."""
@@ -112,7 +124,9 @@ class Pipeline:
     def stages(self) -> list[Stage]:
         """All stages, in the order of execution."""
         experiment = self.experiment
-        recipe = experiment.supernet.model_dump(mode="json", exclude={"checkpoint_seconds"})
+        settings = experiment.supernet.model_dump(mode="json", exclude={"checkpoint_seconds", "watch_epochs"})
+        # What "auto" stands for depends on the machine; a training keeps its own answer.
+        recipe = {name: value for name, value in settings.items() if value != "auto"}
         data = {
             "fingerprint": self.dataset.fingerprint,
             "validation_fraction": experiment.data.validation_fraction,
@@ -184,15 +198,19 @@ class Pipeline:
         _write_json(folder / "data.json", facts)
 
     def train(self, folder: Path) -> None:
-        """Train the supernet, from its last checkpoint if there is one."""
+        """Train the supernet, from its last checkpoint if there is one; every process of several calls this."""
         from hanax.supernet import train_supernet
 
+        if self.parallel is not None:
+            self.parallel.barrier("the writer has prepared the stage's folder")
         self.params = train_supernet(
             self.space,
             self.split,
             self.experiment.supernet.recipe(self.experiment.seed),
             folder,
             fingerprint=self.dataset.fingerprint,
+            watch=self.accuracy_images,
+            parallel=self.parallel,
             on_progress=self.reporter.bar("steps"),
             on_compiled=self.reporter.bar("compiling blocks"),
         )
@@ -200,35 +218,19 @@ class Pipeline:
     def collect_accuracy(self, folder: Path) -> None:
         """Score subnets drawn at random, each with its own calibration; those that a killed call scored are kept."""
         archs = draw_archs(self.space, self.experiment.accuracy.archs, [self.experiment.seed, 10])
-        scores = self.score(archs, folder / "scores.jsonl", self.evaluator)
-        frame = pd.DataFrame({"arch": [str(arch) for arch in archs], "accuracy": [scores[arch] for arch in archs]})
-        write_frame(
-            folder / "accuracy.parquet",
-            frame,
-            self.space,
+        self.accuracy_table(archs, folder / "accuracy.parquet")
+
+    def accuracy_table(self, archs: Sequence[Arch], path: Path, *, race: bool = False) -> pd.DataFrame:
+        """Accuracies of `archs`, a table with its ledger at `path`; see `_accuracies.collect_accuracy`."""
+        return collect_accuracy(
+            self.evaluator,
+            archs,
+            path,
             data_fingerprint=self.dataset.fingerprint,
-            n_calibration=self.evaluator.n_calibration,
-            n_validation=self.evaluator.n_validation,
+            race=race,
+            on_compiled=self.reporter.bar("compiling blocks"),
+            on_progress=self.reporter.bar("subnets scored"),
         )
-
-    def score(self, archs: Sequence[Arch], log: Path, evaluator: Evaluator) -> dict[Arch, float]:
-        """Validation accuracies of `archs`, each noted in `log` as soon as it is known and not computed again."""
-        scores = {Arch.parse(line["arch"]): float(line["accuracy"]) for line in _read_lines(log)}
-        missing = [arch for arch in archs if arch not in scores]
-        if not missing:
-            return scores
-        evaluator.compile(self.reporter.bar("compiling blocks"))
-        bar = self.reporter.bar("subnets scored")
-        with log.open("a", encoding="utf-8") as stream:
-
-            def note(arch: Arch, accuracy: float) -> None:
-                scores[arch] = accuracy
-                stream.write(json.dumps({"arch": str(arch), "accuracy": accuracy}) + "\n")
-                stream.flush()
-                bar(len(archs) - len(missing) + sum(a in scores for a in missing), len(archs))
-
-            evaluator.accuracies(missing, note)
-        return scores
 
     def fit_accuracy(self, folder: Path) -> None:
         """Learn accuracy from the scored subnets."""
@@ -341,7 +343,7 @@ class Pipeline:
 
     def count_correct_on_validation(self, archs: Sequence[Arch], log: Path) -> dict[Arch, int]:
         """How many of all validation images each arch's exported model classifies correctly; resumed from `log`."""
-        known = {Arch.parse(line["arch"]): int(line["correct"]) for line in _read_lines(log)}
+        known = {Arch.parse(line["arch"]): int(line["correct"]) for line in read_lines(log)}
         bar = self.reporter.bar("candidates scored")
         with log.open("a", encoding="utf-8") as stream:
             for index, arch in enumerate(archs):
@@ -379,6 +381,20 @@ class Pipeline:
         from hanax.experiments._gather import write_outputs
 
         write_outputs(self.path)
+
+
+def open_pipeline(experiment: Experiment, path: Path, reporter: Reporter, parallel: Parallel | None = None) -> Pipeline:
+    """The pipeline of `experiment` in folder `path` with its images read, in a process that is set up for its work.
+
+    Raises:
+        DataError: The images cannot be read.
+    """
+    from hanax.supernet import keep_compiled_code, keep_freed_memory, load_images
+
+    keep_compiled_code()
+    keep_freed_memory()
+    dataset = load_images(experiment.data.path, image_size=experiment.data.image_size)
+    return Pipeline(experiment, path, dataset, reporter, parallel=parallel)
 
 
 def _method(device: DeviceConfig) -> Any:
@@ -420,17 +436,3 @@ def _sha256(path: Path) -> str:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1).encode())
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; a last one that a crash cut short is dropped, from the file too."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    return lines

@@ -327,22 +327,6 @@ def write_front_png(data: ReportData, device_name: str, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """Lower and upper end of the 95 % interval of a proportion, `correct` of `n`.
-
-    The score interval (Wilson, 1927, doi:10.1080/01621459.1927.10502953).
-
-    Raises:
-        ValueError: `n` is not positive, or `correct` is not in 0..n.
-    """
-    if n < 1 or not 0 <= correct <= n:
-        raise ValueError(f"an accuracy needs 0 <= correct <= n and n >= 1; got correct={correct}, n={n}")
-    z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
-    centre = (correct + z**2 / 2) / (n + z**2)
-    half_width = z / (n + z**2) * math.sqrt(correct * (n - correct) / n + z**2 / 4)
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
-
-
 # Numbers as text
 
 
@@ -746,7 +730,8 @@ def _scatter_panel(device: DeviceReport, key: int, tolerance: float) -> _Panel:
         for axis in (_MEASURED_LATENCY, _PREDICTED_LATENCY)
         for end in (axis.of(net), axis.of(net) - axis.below(net), axis.of(net) + axis.above(net))
     ]
-    low, high = 0.93 * min(ends), 1.07 * max(ends)
+    # The axes are logarithmic: an interval that a poor predictor lets reach 0 or below has its end off the picture.
+    low, high = 0.93 * min(end for end in ends if end > 0), 1.07 * max(ends)
     traces: list[Figure] = [
         {
             "type": "scatter",

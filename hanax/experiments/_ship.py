@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from hanax._files import write_atomically
+from hanax._intervals import wilson_interval
 from hanax.experiments._config import DeviceConfig
 from hanax.experiments._export import count_correct, export, exported_logits
 from hanax.experiments._frames import read_frame, write_frame
@@ -22,7 +23,6 @@ from hanax.experiments._model_card import (
     ModelFile,
     write_model_card,
 )
-from hanax.experiments._report import wilson_interval
 from hanax.search_spaces import Arch
 
 if TYPE_CHECKING:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import platform
+import signal
+import socket
 import subprocess
 import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from command_line import CommandLine, TinyRun
+
+from hanax.experiments import stage_states
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +52,121 @@ def test_devices_as_json_has_the_promised_fields(command_line: CommandLine, tmp_
     listed = json.loads(output)["devices"]
     assert {"onnxruntime-fp32", "xla-fp32"} <= {device["name"] for device in listed}
     assert all(set(device) == {"name", "kind", "available", "missing", "install"} for device in listed)
+
+
+def test_devices_says_which_kernels_the_supernet_uses(command_line: CommandLine, tmp_path: Path) -> None:
+    without = dataclasses.replace(command_line, settings={"HANAX_NATIVE": "0"})
+    status, output = without.run("devices", cwd=tmp_path)
+    assert status == 0
+    last = output.splitlines()[-1]
+    assert last == "The supernet is trained and scored with plain XLA kernels: switched off by HANAX_NATIVE=0"
+
+
+def test_doctor_as_json_has_the_promised_fields(command_line: CommandLine, tmp_path: Path) -> None:
+    settings = {"HANAX_NATIVE": "0", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    status, output = dataclasses.replace(command_line, settings=settings).run("doctor", "--json", cwd=tmp_path)
+    assert status == 0
+    facts = json.loads(output)
+    packages = ("hanax", "jax", "jaxlib", "flax", "optax", "optuna", "onnxruntime")
+    assert facts["versions"] == {"python": platform.python_version()} | {name: version(name) for name in packages}
+    assert facts["backend"] == "cpu" and len(facts["devices"]) == 1
+    assert 1 <= facts["cores"]["usable"] <= facts["cores"]["all"]
+    assert facts["native_kernels"] == {"used": False, "reason": "switched off by HANAX_NATIVE=0"}
+    assert facts["cache"] == {"folder": str(command_line.cache), "compiled_code": str(command_line.cache / "xla")}
+    assert set(facts["memory"]) == {"malloc", "keeps_freed_memory", "huge_pages"}
+    assert facts["memory"]["huge_pages"] == {
+        "system": facts["memory"]["huge_pages"]["system"], "malloc_setting": "glibc.malloc.hugetlb=0", "used": False
+    }  # fmt: skip
+
+
+def test_doctor_tells_a_person_the_same(command_line: CommandLine, tmp_path: Path) -> None:
+    status, output = dataclasses.replace(command_line, settings={"HANAX_NATIVE": "0"}).run("doctor", cwd=tmp_path)
+    assert status == 0
+    assert "not in use: switched off by HANAX_NATIVE=0" in output
+    assert f"{version('jaxlib')} " in output and str(command_line.cache / "xla") in output
+
+
+def test_a_ctrl_c_that_comes_during_garbage_collection_is_not_lost() -> None:
+    program = """
+import gc, time
+from hanax.experiments._cli import keep_ctrl_c
+
+def interrupt(*_):
+    gc.callbacks.remove(interrupt)
+    raise KeyboardInterrupt  # Python ignores what is raised here
+
+keep_ctrl_c()
+gc.callbacks.append(interrupt)
+try:
+    gc.collect()
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("it came")
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True)
+    assert (ran.stdout, ran.stderr) == ("it came\n", "")
+
+
+def test_ctrl_c_during_a_finetune_says_how_to_go_on(
+    tiny_run: TinyRun, command_line: CommandLine, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "net", tmp_path / "net" / "training" / "metrics.jsonl"
+    arguments = ["finetune", tiny_run.folder, "--arch", "smallest", "--out", out, "--epochs", "400.0", "--test"]
+    process = command_line.start(*arguments, cwd=tmp_path)
+    while process.poll() is None and (not log.exists() or log.stat().st_size == 0):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert f"{out} keeps what was trained; to go on:\n    hanax {' '.join(map(str, arguments))}" in output
+
+
+def test_a_subnet_that_was_trained_on_its_own_is_exported(
+    tiny_run: TinyRun, command_line: CommandLine, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "net", tmp_path / "net.onnx"
+    arguments = ["train", tiny_run.folder, "--arch", "smallest", "--out", out, "--epochs", "0.2", "--test"]
+    status, output = command_line.run(*arguments, "--set", "watch_epochs=0", cwd=tmp_path)
+    assert status == 0, output
+    card = json.loads((out / "card.json").read_text())
+    assert f"{card['test']['accuracy']:.1%} on {card['test']['n_images']} test images" in output
+    status, output = command_line.run("export", out, "--out", model, cwd=tmp_path)
+    assert status == 0, output
+    assert f"{model}: {len(model.read_bytes()) / 1024:.0f} KiB" in output
+
+
+def test_two_processes_train_together_and_the_first_goes_on_alone(
+    tiny_run: TinyRun, command_line: CommandLine, tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    arguments = ["run", tiny_run.file, "--out", tmp_path / "run", "--coordinator", address, "--processes", "2"]
+    arguments += ["--set", "supernet.epochs=0.2", "--set", "supernet.n_shards=2", "--set", "supernet.watch_epochs=0"]
+    first, second = (command_line.start(*arguments, "--process", str(process), cwd=tmp_path) for process in (0, 1))
+    try:
+        second_output, _ = second.communicate(timeout=300)
+        assert second.returncode == 0, second_output
+        assert "The supernet is trained; process 0 does the other stages" in second_output
+        stages = tmp_path / "run" / "stages"
+        while first.poll() is None and not (stages / "accuracy" / "done.json").exists():
+            time.sleep(0.05)
+        assert first.poll() is None, first.communicate()
+        assert (tmp_path / "run" / ".lock").read_text() == str(first.pid)
+        first.send_signal(signal.SIGINT)
+        first_output, _ = first.communicate(timeout=60)
+    finally:
+        first.kill()
+        second.kill()
+    assert first.returncode == 130, first_output
+    again = " ".join(["hanax", *map(str, arguments[:4]), *arguments[8:], *map(str, arguments[4:8])])
+    assert f"to go on:\n    {again} --process 0" in first_output
+    assert [name for name, state, _ in stage_states(tmp_path / "run") if state == "done"][:3] == [
+        "data", "supernet", "accuracy"
+    ]  # fmt: skip
+    lines = (stages / "supernet" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert len(pd.read_parquet(stages / "accuracy" / "accuracy.parquet")) == 16
 
 
 def test_search_on_tables_alone_keeps_a_bound(tiny_run: TinyRun, command_line: CommandLine, tmp_path: Path) -> None:
@@ -87,8 +210,44 @@ def test_collect_accuracy_agrees_with_the_run(tiny_run: TinyRun, command_line: C
     arguments = ["collect", "accuracy", tiny_run.folder, "--archs", "8", "--out", out, "--seed", "3"]
     status, output = command_line.run(*arguments, cwd=tmp_path)
     assert status == 0, output
-    ours = pd.read_parquet(tiny_run.folder / "stages" / "accuracy" / "accuracy.parquet")
-    pd.testing.assert_frame_equal(pd.read_parquet(out), ours.iloc[:8].reset_index(drop=True))
+    ours = pd.read_parquet(tiny_run.folder / "stages" / "accuracy" / "accuracy.parquet").iloc[:8]
+    frame = pd.read_parquet(out)
+    pd.testing.assert_frame_equal(frame.drop(columns="seconds"), ours.reset_index(drop=True).drop(columns="seconds"))
+
+
+@pytest.mark.parametrize("race", [(), ("--race",)])
+def test_an_accuracy_table_killed_half_way_is_completed_without_scoring_anything_twice(
+    race: tuple[str, ...], tiny_run: TinyRun, command_line: CommandLine, tmp_path: Path
+) -> None:
+    out, ledger = tmp_path / "accuracy.parquet", tmp_path / "accuracy.ledger.jsonl"
+    arguments = ["collect", "accuracy", tiny_run.folder, "--archs", "60", "--out", out, *race]
+    process = command_line.start(*arguments, cwd=tmp_path)
+    while process.poll() is None and (not ledger.exists() or ledger.read_text().count("\n") < 4):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    before = ledger.read_text().splitlines()
+    assert 3 < len(before) < 61 and not out.exists()
+    status, output = command_line.run(*arguments, cwd=tmp_path)
+    assert status == 0, output
+    lines = ledger.read_text().splitlines()
+    assert lines[: len(before) - 1] == before[:-1], "what was known stays"  # the last one may have been torn
+    scored = [(line["arch"], line["scored_on"]["first"]) for line in map(json.loads, lines[1:])]
+    assert len(scored) == len(set(scored)) == 60
+    assert pd.read_parquet(out)["arch"].is_unique
+
+
+def test_accuracies_of_another_supernet_are_refused(
+    tiny_run: TinyRun, command_line: CommandLine, tmp_path: Path
+) -> None:
+    out, ledger = tmp_path / "accuracy.parquet", tmp_path / "accuracy.ledger.jsonl"
+    theirs = json.loads((tiny_run.folder / "stages" / "accuracy" / "accuracy.ledger.jsonl").read_text().splitlines()[0])
+    ledger.write_text(json.dumps(theirs | {"supernet_fingerprint": "0" * 16}) + "\n")
+    arguments = ["collect", "accuracy", tiny_run.folder, "--archs", "8", "--out", out]
+    status, output = command_line.run(*arguments, cwd=tmp_path)
+    assert status == 2
+    assert f"supernet_fingerprint was {'0' * 16}, is {theirs['supernet_fingerprint']}" in output
+    assert "Traceback" not in output
 
 
 def test_a_table_of_another_space_is_refused_with_both_fingerprints(
@@ -114,6 +273,9 @@ def _is_hex(word: str) -> bool:
     return all(letter in "0123456789abcdef" for letter in word.strip(";,."))
 
 
+SHARED = ("run", "quickstart.yaml", "--coordinator", "127.0.0.1:7000")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -125,6 +287,12 @@ def _is_hex(word: str) -> bool:
         (["run", "quickstart.yaml", "--set", "supernet.epoch=1"], "did you mean 'epochs'?"),
         (["run", "quickstart.yaml", "--set", "devices.0.table=t.parquet"], "there is no latency table t.parquet"),
         (["export", "nothing", "--out", "m.onnx"], "nothing"),
+        (["finetune", ".", "--arch", "largest", "--out", "net"], "holds no run"),
+        (["train", ".", "--arch", "largest", "--out", "net"], "holds no run"),
+        ([*SHARED, "--processes", "2"], "belong together; missing: --process"),
+        ([*SHARED, "--processes", "2", "--process", "2"], "--process 2: 2 processes are numbered 0 to 1"),
+        ([*SHARED, "--processes", "2", "--process", "0"], "n_shards must be a multiple of 2"),
+        (["run", "quickstart.yaml", "--coordinator", "7000", "--processes", "2", "--process", "0"], "HOST:PORT"),
     ],
 )
 def test_wrong_input_ends_in_one_message_and_status_2(

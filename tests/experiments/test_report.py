@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 from plotly.offline import get_plotlyjs
-from scipy.stats import binomtest
 
 from hanax.experiments._report import (
     WINNER_COLUMNS,
@@ -29,7 +28,6 @@ from hanax.experiments._report import (
     pareto_frame,
     percent,
     settings_lines,
-    wilson_interval,
     write_front_png,
     write_pareto_csv,
     write_pareto_parquet,
@@ -353,18 +351,6 @@ def test_an_error_that_contradicts_the_latencies_is_refused() -> None:
 def test_a_miss_cannot_be_hidden() -> None:
     with pytest.raises(ValueError, match=r"off by 20\.8%, more than the tolerance of 15\.0%, but it is not marked"):
         report_data(device_report(winners=[WINNERS[1] | {"missed": False}]))
-
-
-@pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (9134, 10_000), (1, 3)])
-def test_wilson_interval_equals_scipy(correct: int, n: int) -> None:
-    expected = binomtest(correct, n).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-@pytest.mark.parametrize(("correct", "n"), [(0, 0), (5, 4), (-1, 4)])
-def test_wilson_interval_refuses_impossible_counts(correct: int, n: int) -> None:
-    with pytest.raises(ValueError, match=f"got correct={correct}, n={n}"):
-        wilson_interval(correct, n)
 
 
 def test_numbers_read_well() -> None:
