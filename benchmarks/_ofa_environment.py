@@ -9,12 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 REQUIREMENTS = ("ofa==0.1.0.post202307202001", "torch==2.13.0", "numpy", "pillow", "tqdm", "pyyaml")
-CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 DEFAULT_DIRECTORY = Path.home() / ".cache/hanax/ofa-env"
 
 
 def prepare_environment(directory: Path) -> Path:
     """The Python of a virtual environment at `directory` that holds `REQUIREMENTS`; made if it is not there.
+
+    pip decides which build of torch that is; for the small CPU build, let ``PIP_EXTRA_INDEX_URL`` name an index of it.
 
     Raises:
         SystemExit: `directory` holds something other than a virtual environment.
@@ -24,8 +25,7 @@ def prepare_environment(directory: Path) -> Path:
             raise SystemExit(f"{directory} is not empty and not a virtual environment; give another --env")
         venv.create(directory, with_pip=True)
     python = directory / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    install = [python, "-m", "pip", "install", "--quiet", "--extra-index-url", CPU_BUILDS, *REQUIREMENTS]
-    subprocess.run(install, check=True, stdout=sys.stderr)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True, stdout=sys.stderr)
     return python
 
 
