@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from hanax._files import write_atomically
 from hanax._intervals import wilson_interval
+from hanax._lines import read_lines
 from hanax.experiments._frames import read_frame, write_frame
-from hanax.experiments._lines import read_lines
 from hanax.search_spaces import Arch, graph_features
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from hanax._files import write_atomically
+from hanax._lines import read_lines
 from hanax.experiments._accuracies import collect_accuracy
 from hanax.experiments._config import DeviceConfig, Experiment
 from hanax.experiments._export import count_correct, export, latency_model_builder
@@ -29,7 +30,6 @@ from hanax.experiments._fitting import (
 )
 from hanax.experiments._folder import Stage, stage_folder
 from hanax.experiments._frames import read_frame, write_frame
-from hanax.experiments._lines import read_lines
 from hanax.experiments._progress import Reporter
 from hanax.predictors import (
     RidgePredictor,

@@ -23,6 +23,7 @@ from jax import Array
 from jaxtyping import Float, Int32
 
 from hanax._files import write_atomically
+from hanax._lines import read_lines
 from hanax.search_spaces import RESOLUTION, Arch, SearchSpace
 from hanax.supernet._attentive import (
     AttentivePrior,
@@ -644,22 +645,10 @@ class _Metrics:
     def rewind(self, steps_done: int) -> None:
         """Forget the steps after `steps_done`."""
         if self._is_writer:
-            kept = [line for line in _lines(self._path) if line["step"] <= steps_done]
+            kept = [line for line in read_lines(self._path) if line["step"] <= steps_done]
             write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, record: dict[str, Any]) -> None:
         if self._is_writer:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:  # the line that a crash cut short
-            break
-    return lines

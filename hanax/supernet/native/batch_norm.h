@@ -36,7 +36,7 @@ inline Vector slope(Vector u) {
   return one;
 }
 
-// Calls work(values, lanes) for vectors of `count` floats; the last may be short: its other lanes are zero and not stored.
+// The last vector of a run may be short: its other lanes are zero, and are not stored.
 inline Vector load_part(const float* p, int64_t lanes) {
   if (lanes >= kLanes) return load(p);
   Vector v = {};

@@ -216,8 +216,8 @@ inline void input_gradient(const Problem& p, Plane& dy, const float* centre, int
   }
 }
 
-inline void backward_channel(const Problem& p, int64_t channel, const float* x, const float* weights, const float* dy, float* dx,
-                      float* dweights) {
+inline void backward_channel(const Problem& p, int64_t channel, const float* x, const float* weights, const float* dy,
+                             float* dx, float* dweights) {
   Plane& seen = scratch().x;
   Plane& given = scratch().dy;
   seen.shape(p.height, p.width, p.half());
