@@ -23,8 +23,10 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from hanax.search_spaces import INPUT, RESOLUTION, Arch, Block, PlacedBlock, SearchSpace
+from hanax.supernet._backend import release_freed_memory
 from hanax.supernet._blocks import BlockParams, ElasticValue, Norms, net_of
 from hanax.supernet._layers import Statistics
+from hanax.supernet._mbconv import evaluate_fused, is_fused
 from hanax.supernet._precision import ComputeDtype, apply_block_in
 
 Params = dict[str, BlockParams]
@@ -105,7 +107,10 @@ def _evaluate(
     dtype: ComputeDtype,
 ) -> tuple[Array, dict[str, Statistics]]:
     norms: Any = n_statistics if statistics is None else statistics
-    return apply_block_in(dtype, block, params, x, _merge_choice(static, traced), norms)
+    choice = _merge_choice(static, traced)
+    if dtype == "float32" and is_fused(block, choice, x.dtype):
+        return evaluate_fused(block, params, x, choice, norms)
+    return apply_block_in(dtype, block, params, x, choice, norms)
 
 
 @partial(jax.jit, static_argnames=("blocks", "dtype"))
@@ -246,6 +251,7 @@ def compile_chain(
         except BaseException:  # an interrupt must not wait for what has not begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    release_freed_memory()  # of the compiler, and of parts that ran side by side
     return len(futures)
 
 

@@ -38,10 +38,11 @@ def kernel_is_data(height: int, stride: int, largest: int) -> bool:
     Args:
         largest: The largest kernel size on offer.
     """
-    return _is_native(stride, largest) or _is_small(height, height, stride)
+    return has_native_form(stride, largest) or _is_small(height, height, stride)
 
 
-def _is_native(stride: int, largest: int) -> bool:
+def has_native_form(stride: int, largest: int) -> bool:
+    """Whether the native kernels are there, and know this stride and kernels up to `largest`."""
     return stride <= 2 and largest <= NATIVE_SIZE and native_status().available
 
 
@@ -60,7 +61,7 @@ def depthwise(
     Args:
         size: Of the part of `kernel` that is not zero, its centre; all of it by default. May be data.
     """
-    if x.dtype == jnp.float32 and _is_native(stride, kernel.shape[1]):
+    if x.dtype == jnp.float32 and has_native_form(stride, kernel.shape[1]):
         return _native(x, kernel, jnp.asarray(kernel.shape[1] if size is None else size, jnp.int32), stride)
     if _is_small(x.shape[1], x.shape[2], stride):
         return _toeplitz(x, kernel, stride)

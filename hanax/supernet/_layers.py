@@ -48,7 +48,7 @@ def batch_norm(
             scores, and no score can depend on another scored image.
     """
     is_wide = x.dtype == jnp.float32
-    if isinstance(norm, int) and is_wide and activation in _NATIVE_ACTIVATIONS and native_status().available:
+    if isinstance(norm, int) and is_wide and activation in NATIVE_ACTIVATIONS and native_status().available:
         n_statistics = min(norm, x.shape[-1])
         if n_statistics == x.shape[-1]:
             return _native_batch_norm(x, scale, offset, activation)
@@ -60,7 +60,7 @@ def batch_norm(
     return y.astype(x.dtype), jax.lax.stop_gradient((mean, variance))
 
 
-_NATIVE_ACTIVATIONS: dict[Activation, int] = {"none": 0, "relu": 1, "hswish": 2}
+NATIVE_ACTIVATIONS: dict[Activation, int] = {"none": 0, "relu": 1, "hswish": 2}
 """The activations that the native kernel knows, by its numbers."""
 
 
@@ -73,7 +73,7 @@ def _native_batch_norm_forward(
         x,
         scale,
         offset,
-        activation=_NATIVE_ACTIVATIONS[activation],
+        activation=NATIVE_ACTIVATIONS[activation],
         n_statistics=n_statistics,
         epsilon=BATCH_NORM_EPSILON,
     )
@@ -101,7 +101,7 @@ def _batch_norm_backward(
         (x, scale, scale),
         *residuals,
         given[0],
-        activation=_NATIVE_ACTIVATIONS[activation],
+        activation=NATIVE_ACTIVATIONS[activation],
         epsilon=BATCH_NORM_EPSILON,
     )
     return dx, dscale, doffset
@@ -154,20 +154,20 @@ _native_pointwise.defvjp(_pointwise_with_residuals, _pointwise_backward)
 def convolve(
     x: Float[Array, "c h w n"], kernel: Float[Array, "c_out c k k"], stride: int
 ) -> Float[Array, "c_out h_out w_out n"]:
-    """Dense convolution padded by ``k // 2``, as one GEMM over shifted copies; meant for few input channels."""
+    """Dense convolution padded by ``k // 2``, meant for few input channels: a GEMM per row of the kernel.
+
+    All rows in one GEMM would need three times the memory for the shifted copies, most of what an evaluation needs.
+    """
     size = kernel.shape[2]
     half = size // 2
     out_height, out_width = (-(-extent // stride) for extent in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
-    shifted = [
-        padded[
-            :,
-            row : row + (out_height - 1) * stride + 1 : stride,
-            column : column + (out_width - 1) * stride + 1 : stride,
-        ]
-        for row in range(size)
-        for column in range(size)
-    ]
-    patches = jnp.stack(shifted, axis=1).reshape(x.shape[0] * size * size, -1)
-    y = kernel.reshape(kernel.shape[0], -1) @ patches
+
+    def of_row(row: int) -> Array:
+        rows = padded[:, row : row + (out_height - 1) * stride + 1 : stride]
+        shifted = [rows[:, :, column : column + (out_width - 1) * stride + 1 : stride] for column in range(size)]
+        patches = jnp.stack(shifted, axis=1).reshape(x.shape[0] * size, -1)
+        return kernel[:, :, row].reshape(kernel.shape[0], -1) @ patches
+
+    y = sum((of_row(row) for row in range(1, size)), start=of_row(0))
     return y.reshape(kernel.shape[0], out_height, out_width, x.shape[3])

@@ -36,6 +36,7 @@ TARGETS = {
     "pointwise_backward": "HanaxPointwiseBackward",
     "batch_norm_forward": "HanaxBatchNormForward",
     "batch_norm_backward": "HanaxBatchNormBackward",
+    "mbconv_evaluate": "HanaxMbconvEvaluate",
 }
 """Name of a kernel -> symbol of its handler."""
 

@@ -107,7 +107,7 @@ def test_any_shape_gives_the_convolution_of_xla(
 def test_without_native_kernels_small_maps_take_the_form_whose_cost_does_not_depend_on_the_kernel(
     size: int, stride: int, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_depthwise, "_is_native", lambda stride, largest: False)
+    monkeypatch.setattr(_depthwise, "has_native_form", lambda stride, largest: False)
     used = []
     for name in ("_toeplitz", "_shifted"):
         compute = getattr(_depthwise, name)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import numpy as np
 import pytest
 from jax import Array
 
-from hanax.search_spaces import Activation
-from hanax.supernet import _depthwise
+from hanax.search_spaces import Activation, ConvBlock, MBConv
+from hanax.supernet import _depthwise, apply_block
+from hanax.supernet._blocks import BlockParams, net_of
 from hanax.supernet._depthwise import depthwise
-from hanax.supernet._layers import batch_norm, pointwise
+from hanax.supernet._layers import Statistics, batch_norm, pointwise
+from hanax.supernet._mbconv import evaluate_fused, is_fused
 from hanax.supernet._native import native_status
 
 QUICK = {"xla_backend_optimization_level": 0}  # each is run a few times: the compiler's own time is what counts
@@ -236,6 +239,89 @@ def test_a_program_calls_each_kernel_by_its_name() -> None:
     assert "hanax" not in pure
 
 
+# ---- a block in evaluation ------------------------------------------------------------------------------------
+
+N_IMAGES = 37  # two chunks of 16 images and a part of one
+BLOCKS = {
+    "without expansion": (MBConv(8, 9, 1, (3, 5), (1,), "relu", False), 9),
+    "stride 2": (MBConv(5, 12, 2, (3, 5, 7), (2, 3), "relu", False), 7),
+    "residual and squeeze-excite": (MBConv(16, 16, 1, (3, 5, 7), (1, 3), "hswish", True), 6),
+    "stride 2 and squeeze-excite": (MBConv(8, 16, 2, (3, 7), (4,), "hswish", True), 8),
+    "one pixel": (MBConv(16, 16, 1, (3, 5), (2,), "hswish", True), 1),
+}
+
+
+def block_operands(name: str) -> tuple[MBConv, BlockParams, Array]:
+    """The block, weights that are nowhere zero or alike, and images of channels with means far from zero."""
+    block, side = BLOCKS[name]
+    rng = np.random.default_rng(3)
+    params = {
+        operator: {
+            key: jnp.asarray(array + 0.3 * rng.standard_normal(array.shape), jnp.float32)
+            for key, array in weights.items()
+        }
+        for operator, weights in net_of(block).init(block, rng).items()
+    }
+    x = normal(block.in_channels, side, side, N_IMAGES) * rng.uniform(0.2, 4.0, (block.in_channels, 1, 1, 1))
+    return block, params, jnp.asarray(x + 5.0 * rng.standard_normal((block.in_channels, 1, 1, 1)), jnp.float32)
+
+
+def flat(found: tuple[Array, dict[str, Statistics]]) -> tuple[Array, ...]:
+    return (found[0], *(array for name in sorted(found[1]) for array in found[1][name]))
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_in_evaluation_equals_its_operators_one_by_one(name: str) -> None:
+    block, params, x = block_operands(name)
+    for ratio in block.expand_ratios:
+
+        @partial(jax.jit, compiler_options=QUICK, static_argnames=("n_statistics",))
+        def both(size: Array, n_statistics: int, ratio: int = ratio) -> tuple[Any, ...]:
+            arguments = (block, params, x, (size, ratio), n_statistics)
+            ours, theirs = evaluate_fused(*arguments), apply_block(*arguments)
+            again = evaluate_fused(block, params, x, (size, ratio), ours[1])
+            return ours, theirs, again
+
+        for size in block.kernel_sizes:
+            for n_statistics in (N_IMAGES, 20) if size == 3 else (7,):
+                assert is_fused(block, (size, ratio), x.dtype)
+                ours, theirs, again = both(jnp.int32(size), n_statistics)
+                assert list(ours[1]) == list(theirs[1])
+                assert_close(flat(ours), flat(theirs), (name, ratio, size, n_statistics))
+                assert_close(flat(again), flat(ours), "with the statistics given")
+
+
+@pytest.mark.usefixtures("native")
+def test_an_evaluated_image_does_not_depend_on_the_other_images_scored() -> None:
+    block, params, x = block_operands("residual and squeeze-excite")
+    y, statistics = evaluate_fused(block, params, x, (5, 3), 20)
+    alone, same = evaluate_fused(block, params, x[..., :21], (5, 3), 20)
+    np.testing.assert_array_equal(alone[..., 20], y[..., 20])
+    for name, found in statistics.items():
+        np.testing.assert_array_equal(found, same[name])
+
+
+@pytest.mark.usefixtures("native")
+def test_a_channel_that_never_varies_has_no_variance() -> None:
+    block, params, x = block_operands("stride 2")
+    params["expand"]["kernel"] = params["expand"]["kernel"].at[2].set(0.0)
+    y, statistics = evaluate_fused(block, params, 1e4 + 1e-3 * x, (3, 3), N_IMAGES)
+    assert float(statistics["expand"][1][2]) == 0.0
+    assert bool(jnp.isfinite(y).all())
+    assert all(bool((variance >= 0.0).all()) for _, variance in statistics.values())
+
+
+@pytest.mark.usefixtures("native")
+def test_only_what_the_kernel_knows_is_evaluated_by_it() -> None:
+    block, _ = BLOCKS["stride 2"]
+    assert is_fused(block, (jnp.int32(3), 2), jnp.float32)
+    assert not is_fused(block, (3, jnp.int32(2)), jnp.float32), "a masked expansion"
+    assert not is_fused(block, (3, 2), jnp.bfloat16)
+    assert not is_fused(replace(block, kernel_sizes=(3, 9)), (3, 2), jnp.float32)
+    assert not is_fused(ConvBlock(3, 8, 3, 1, "relu"), (), jnp.float32)
+
+
 # ---- threads --------------------------------------------------------------------------------------------------
 
 WORK = """
@@ -245,8 +331,11 @@ n_cores, n_threads, repeats, is_busy = (int(text) for text in sys.argv[1:])
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:n_cores])
 
 import jax, jax.numpy as jnp, numpy as np
+from hanax.search_spaces import MBConv
+from hanax.supernet._blocks import net_of
 from hanax.supernet._depthwise import depthwise
 from hanax.supernet._layers import batch_norm, pointwise
+from hanax.supernet._mbconv import evaluate_fused
 
 rng = np.random.default_rng(0)
 
@@ -262,8 +351,11 @@ def results(branches, size):  # independent branches: XLA may run their kernels 
     outputs = []
     for operands in branches:
         y, pull_back = jax.vjp(lambda *operands: net(*operands, size), *operands)
-        outputs.append((y, pull_back(y)))
+        outputs.append((y, pull_back(y), evaluate_fused(block, block_params, y, (size, 3), 17)))
     return outputs
+
+block = MBConv(37, 37, 1, (3, 5, 7), (3,), "hswish", True)
+block_params = net_of(block).init(block, rng)
 
 branches = [
     (normal(channels, 14, 14, 24), normal(37, channels), normal(37, 7, 7), normal(37), normal(37))

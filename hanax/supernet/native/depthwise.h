@@ -152,6 +152,13 @@ struct Problem {
     const int64_t margin = (largest - size) / 2;
     return weights + (channel * largest + margin) * largest + margin;
   }
+  Taps taps(const float* weights, int64_t channel) const {
+    Taps taps;
+    taps.rows = taps.columns = size;
+    for (int64_t a = 0; a < size; ++a)
+      std::memcpy(taps.values + a * size, centre(weights, channel) + a * largest, size * sizeof(float));
+    return taps;
+  }
 };
 
 struct Scratch {
@@ -166,11 +173,7 @@ inline Scratch& scratch() {
 inline void forward_channel(const Problem& p, int64_t channel, const float* x, const float* weights, float* y) {
   Plane& plane = scratch().x;
   plane.shape(p.height, p.width, p.half());
-  Taps taps;
-  taps.rows = taps.columns = p.size;
-  const float* centre = p.centre(weights, channel);
-  for (int64_t a = 0; a < p.size; ++a)
-    for (int64_t b = 0; b < p.size; ++b) taps.values[a * p.size + b] = centre[a * p.largest + b];
+  const Taps taps = p.taps(weights, channel);
   const CorrelateRow row = correlate_row_for(p.size, p.stride);
   for (int64_t image = 0; image < p.images; image += kImages) {
     const int64_t count = std::min(kImages, p.images - image);

@@ -2,6 +2,7 @@
 
 #include "batch_norm.h"
 #include "depthwise.h"
+#include "mbconv.h"
 #include "pointwise.h"
 #include "threads.h"
 
@@ -120,7 +121,73 @@ ffi::Error BatchNormBackward(ffi::ThreadPool pool, F32x4 x, F32x1 scale, F32x1 o
   return ffi::Error::Success();
 }
 
+// ---- a whole block in evaluation ---------------------------------------------------------------------------------------
+
+// Norms: rows of scale, offset, mean, variance. A part that the block lacks has no rows, and no statistics.
+ffi::Error MbconvEvaluate(ffi::ThreadPool pool, F32x4 x, F32x2 expand, F32x2 expand_norm, F32x3 kernels, Size size,
+                          F32x2 depthwise_norm, F32x2 se_reduce, F32x1 se_reduce_bias, F32x2 se_expand,
+                          F32x1 se_expand_bias, F32x2 project, F32x2 project_norm, ffi::Result<F32x4> y,
+                          ffi::Result<F32x2> expand_found, ffi::Result<F32x2> depthwise_found,
+                          ffi::Result<F32x2> project_found, int64_t stride, int64_t activation, int64_t n_statistics,
+                          int64_t has_residual, float epsilon) {
+  const auto in = x.dimensions(), out = y->dimensions();
+  const int64_t mid = kernels.dimensions()[0];
+  const hanax::depthwise::Problem problem = {mid,    in[1],  in[2],                   in[3],
+                                             out[1], out[2], kernels.dimensions()[2], *size.typed_data(),
+                                             stride};
+  if (ffi::Error error = check(problem); error.failure()) return error;
+  const hanax::mbconv::Block block = {problem,
+                                      in[0],
+                                      out[0],
+                                      se_reduce.dimensions()[0],
+                                      expand.dimensions()[0] > 0,
+                                      has_residual != 0,
+                                      epsilon,
+                                      expand.typed_data(),
+                                      kernels.typed_data(),
+                                      se_reduce.typed_data(),
+                                      se_reduce_bias.typed_data(),
+                                      se_expand.typed_data(),
+                                      se_expand_bias.typed_data(),
+                                      project.typed_data()};
+  const auto norm = [](const F32x2& rows, ffi::Result<F32x2>& found) {
+    const int64_t channels = rows.dimensions()[1];
+    return hanax::mbconv::Norm{rows.typed_data(), channels, found->typed_data(), found->typed_data() + channels};
+  };
+  with_activation(activation, [&](auto kind) {
+    hanax::mbconv::evaluate<kind>(pool, block, x.typed_data(), y->typed_data(), n_statistics,
+                                  norm(expand_norm, expand_found), norm(depthwise_norm, depthwise_found),
+                                  norm(project_norm, project_found));
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxMbconvEvaluate, MbconvEvaluate,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32x4>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x3>()
+                                  .Arg<Size>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x2>()
+                                  .Ret<F32x4>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x2>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("activation")
+                                  .Attr<int64_t>("n_statistics")
+                                  .Attr<int64_t>("has_residual")
+                                  .Attr<float>("epsilon"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxDepthwiseForward, DepthwiseForward,
                               ffi::Ffi::Bind()

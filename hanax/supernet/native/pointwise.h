@@ -50,12 +50,19 @@ struct Weights {
     }
   }
   int64_t begin(int64_t block) const { return block * rows / blocks; }
+  int64_t rows_of(int64_t block) const { return begin(block + 1) - begin(block); }
+  const float* of(int64_t block) const { return values.data() + begin(block) * depth; }
 };
 
-// out[row][0 ... width) of one block of rows and one panel.
-template <int kBlockRows>
+// What becomes of an output before it is stored.
+struct Raw {
+  Vector operator()(int64_t, Vector v) const { return v; }
+};
+
+// out[row][0 ... width) of one block of rows and one panel, each through finish(row, vector).
+template <int kBlockRows, typename Finish = Raw>
 void block_times_panel(const float* weights, const float* panel, int64_t depth, float* out, int64_t out_stride,
-                       int64_t width) {
+                       int64_t width, const Finish& finish = Finish()) {
   Vector sums[kBlockRows][kVectors];
   for (int row = 0; row < kBlockRows; ++row)
     for (int v = 0; v < kVectors; ++v) sums[row][v] = Vector{};
@@ -69,6 +76,10 @@ void block_times_panel(const float* weights, const float* panel, int64_t depth, 
       for (int v = 0; v < kVectors; ++v) sums[row][v] += weight * columns[v];
     }
   }
+#pragma GCC unroll 8
+  for (int row = 0; row < kBlockRows; ++row)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) sums[row][v] = finish(row, sums[row][v]);
   if (width >= kLine) {
     for (int row = 0; row < kBlockRows; ++row)
       for (int v = 0; v < kVectors; ++v) store(out + row * out_stride + v * kLanes, sums[row][v]);
@@ -81,17 +92,25 @@ void block_times_panel(const float* weights, const float* panel, int64_t depth, 
   }
 }
 
-using BlockTimesPanel = void (*)(const float*, const float*, int64_t, float*, int64_t, int64_t);
-constexpr BlockTimesPanel kBlockTimesPanel[kRows] = {block_times_panel<1>, block_times_panel<2>, block_times_panel<3>,
-                                                     block_times_panel<4>, block_times_panel<5>, block_times_panel<6>};
+// The same for a block of `rows` (1 ... kRows) rows.
+template <typename Finish = Raw>
+void rows_times_panel(int64_t rows, const float* weights, const float* panel, int64_t depth, float* out,
+                      int64_t out_stride, int64_t width, const Finish& finish = Finish()) {
+  switch (rows) {
+    case 1: return block_times_panel<1>(weights, panel, depth, out, out_stride, width, finish);
+    case 2: return block_times_panel<2>(weights, panel, depth, out, out_stride, width, finish);
+    case 3: return block_times_panel<3>(weights, panel, depth, out, out_stride, width, finish);
+    case 4: return block_times_panel<4>(weights, panel, depth, out, out_stride, width, finish);
+    case 5: return block_times_panel<5>(weights, panel, depth, out, out_stride, width, finish);
+    default: return block_times_panel<6>(weights, panel, depth, out, out_stride, width, finish);
+  }
+}
 
 inline void weights_times_panels(const Weights& w, const float* panels, int64_t columns, float* out, int64_t out_stride) {
   for (int64_t block = 0; block < w.blocks; ++block)
-    for (int64_t column = 0; column < columns; column += kLine) {
-      const int64_t row = w.begin(block);
-      kBlockTimesPanel[w.begin(block + 1) - row - 1](w.values.data() + row * w.depth, panels + column * w.depth, w.depth,
-                                                     out + row * out_stride + column, out_stride, columns - column);
-    }
+    for (int64_t column = 0; column < columns; column += kLine)
+      rows_times_panel(w.rows_of(block), w.of(block), panels + column * w.depth, w.depth,
+                       out + w.begin(block) * out_stride + column, out_stride, columns - column);
 }
 
 // gradient[j][i] += sum over the block's columns of given[i] seen[j], for kGiven (4 or 1) x kSeen rows of packed columns.
