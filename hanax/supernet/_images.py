@@ -266,11 +266,15 @@ class Split:
 def split_validation(dataset: ImageDataset, *, fraction: float, seed: int) -> Split:
     """Carve `fraction` of every class (at least one image) from the training part; the test part is not looked at.
 
+    Both parts come in random order, since data sets are often sorted by class and the first images calibrate and score.
+
     Raises:
         ValueError: `fraction` is not between 0 and 1.
         DataError: A class has a single training image.
     """
     kept, drawn = stratified(dataset.y_train, fraction=fraction, seed=seed, origin=f"{dataset.name}: training labels")
+    rng = np.random.default_rng([seed, 1])  # not the generator that drew the images
+    kept, drawn = rng.permutation(kept), rng.permutation(drawn)
     x_train = dataset.x_train[kept]
     mean, std = channel_statistics(x_train)
     return Split(x_train, dataset.y_train[kept], dataset.x_train[drawn], dataset.y_train[drawn], mean, std)

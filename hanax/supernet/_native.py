@@ -28,6 +28,7 @@ SOURCES = tuple(sorted((Path(__file__).parent / "native").glob("*.*")))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-predictive-commoning", "-fno-tree-vectorize", "-shared", "-fPIC")
 """The kernels are written in vectors; what GCC would add moves sums out of registers and costs up to half more."""
 
+COMPILERS = ("g++", "clang++", "c++")
 COMPILE_TIMEOUT_S = 300
 TARGETS = {
     "depthwise_forward": "HanaxDepthwiseForward",
@@ -87,7 +88,12 @@ def _load(wanted: str) -> NativeStatus:
         return NativeStatus(False, "switched off by HANAX_NATIVE=0")
     if jax.default_backend() != "cpu":
         return NativeStatus(False, f"only for the CPU; JAX runs on {jax.default_backend()}")
-    compiler = _compiler()
+    named = os.environ.get("CXX")
+    compiler = next((path for name in ([named] if named else COMPILERS) if (path := shutil.which(name))), None)
+    if compiler is None and named:
+        return NativeStatus(
+            False, f"$CXX names {named}, which is not a program; name one without arguments, or unset it"
+        )
     if compiler is None:
         return NativeStatus(False, "no C++ compiler found; install g++ or clang++, or name one in $CXX")
     try:
@@ -113,14 +119,6 @@ def _load(wanted: str) -> NativeStatus:
 def cache_folder() -> Path:
     """Where Hanax keeps what can be made again: ``$HANAX_CACHE``, by default ``~/.cache/hanax``."""
     return Path(os.environ.get("HANAX_CACHE") or Path.home() / ".cache" / "hanax")
-
-
-def _compiler() -> str | None:
-    """The program that $CXX names, or else the first of the usual ones."""
-    return next(
-        (path for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and (path := shutil.which(name))),
-        None,
-    )
 
 
 def _key(compiler: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from hanax.supernet._checkpoint import Checkpoints
 from hanax.supernet._evaluate import Evaluator, supernet_fingerprint
 from hanax.supernet._execution import Execution, choose_execution
 from hanax.supernet._images import Split
+from hanax.supernet._native import native_status
 from hanax.supernet._parallel import Parallel, mean_in_order
 from hanax.supernet._precision import compute_dtype_for
 from hanax.supernet._recipe import (
@@ -432,6 +434,13 @@ class _Training:
             ValueError: The recipe asks for another way now.
         """
         recipe = self.recipe
+        kernels = checkpoints.keep("kernels", lambda: {"native": native_status().suffix})["native"]
+        if self.parallel.is_writer and kernels != native_status().suffix:
+            warnings.warn(
+                f"this training began with {_kernels_named(kernels)} and goes on with "
+                f"{_kernels_named(native_status().suffix)}: it will not end to the bit as it would have",
+                stacklevel=2,
+            )
 
         def choose() -> dict[str, Any]:
             chosen = choose_execution(
@@ -632,6 +641,10 @@ def _roll_back(checkpoints: Checkpoints, state: State, record: dict[str, Any]) -
     saved = checkpoints.restore_latest(state)
     assert saved is not None, "training starts with a checkpoint"
     return saved | {"rollbacks": rollbacks}
+
+
+def _kernels_named(suffix: str) -> str:
+    return f"the native kernels {suffix}" if suffix else "the pure-XLA kernels"
 
 
 class _Metrics:

@@ -736,6 +736,15 @@ def test_images_keep_their_labels_in_a_split() -> None:
     assert [known[image.tobytes()] for image in images] == labels.tolist()
 
 
+def test_the_first_images_of_both_parts_are_of_all_classes_though_the_data_is_sorted_by_class() -> None:
+    labels = np.repeat(np.arange(5, dtype=np.int32), 200)
+    images = np.zeros((1000, 8, 8, 1), np.uint8)
+    split = split_validation(images_from_arrays(images, labels, images, labels), fraction=0.3, seed=0)
+    for part in (split.y_train, split.y_validation):
+        counts = np.bincount(part[:100], minlength=5)
+        assert counts.min() >= 8 and counts.max() <= 34, "20 of each are expected, with a deviation of 4"
+
+
 def test_statistics_are_those_of_the_training_part_only() -> None:
     dataset = images_from_arrays(*arrays(channels=3))
     split = split_validation(dataset, fraction=0.3, seed=0)

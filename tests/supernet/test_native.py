@@ -524,6 +524,11 @@ def test_without_a_compiler_the_status_says_what_to_install(tmp_path: Path) -> N
     assert status_of(tmp_path, PATH=str(tmp_path), CXX=None) == expected
 
 
+def test_a_compiler_that_is_named_but_not_there_is_not_replaced_by_another(tmp_path: Path) -> None:
+    reason = "$CXX names g++-99, which is not a program; name one without arguments, or unset it"
+    assert status_of(tmp_path, CXX="g++-99") == unavailable(reason)
+
+
 @pytest.mark.parametrize(("text", "problem"), [
     ("echo 'kernels.cc: In function' >&2; echo 'kernels.cc:9: error: no vectors' >&2; exit 1",
      "kernels.cc:9: error: no vectors"),

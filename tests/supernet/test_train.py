@@ -34,6 +34,7 @@ from hanax.supernet import (
     train_supernet,
 )
 from hanax.supernet._execution import Execution
+from hanax.supernet._native import NativeStatus
 from hanax.supernet._recipe import phases
 from hanax.supernet._step import Batch, Lesson, Objective, flatten, make_optimizer, step_gradient, unflatten, update
 from hanax.supernet._step import _judge as judge
@@ -234,6 +235,26 @@ def test_a_training_does_not_go_on_otherwise_than_it_began(
     changed = dataclasses.replace(RECIPE, **{field: wanted})
     with pytest.raises(ValueError, match=f"{field} is to be {wanted}, but this training began with {began}; go on"):
         train_supernet(TINY, split, changed, tmp_path)
+
+
+def test_a_training_that_goes_on_with_other_kernels_says_so(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    def interrupt(done: int, todo: int) -> None:
+        raise KeyboardInterrupt
+
+    def go_on(suffix: str) -> None:
+        monkeypatch.setattr(_train, "native_status", lambda: NativeStatus(bool(suffix), "", suffix))
+        with pytest.raises(KeyboardInterrupt):
+            train_supernet(TINY, split, RECIPE, tmp_path, on_progress=interrupt)
+
+    go_on("0123")
+    go_on("0123")
+    assert not [warning for warning in recwarn if "kernels" in str(warning.message)]
+    with pytest.warns(
+        UserWarning, match="began with the native kernels 0123 and goes on with the pure-XLA kernels: it"
+    ):
+        go_on("")
 
 
 # ---- not a number ----------------------------------------------------------------------------------------------
