@@ -26,7 +26,6 @@ from hanax.search_spaces import INPUT, RESOLUTION, Arch, Block, PlacedBlock, Sea
 from hanax.supernet._backend import release_freed_memory
 from hanax.supernet._blocks import BlockParams, ElasticValue, Norms, net_of
 from hanax.supernet._layers import Statistics
-from hanax.supernet._mbconv import evaluate_fused, is_fused
 from hanax.supernet._precision import ComputeDtype, apply_block_in
 
 Params = dict[str, BlockParams]
@@ -107,10 +106,7 @@ def _evaluate(
     dtype: ComputeDtype,
 ) -> tuple[Array, dict[str, Statistics]]:
     norms: Any = n_statistics if statistics is None else statistics
-    choice = _merge_choice(static, traced)
-    if dtype == "float32" and is_fused(block, choice, x.dtype):
-        return evaluate_fused(block, params, x, choice, norms)
-    return apply_block_in(dtype, block, params, x, choice, norms)
+    return apply_block_in(dtype, block, params, x, _merge_choice(static, traced), norms)
 
 
 @partial(jax.jit, static_argnames=("blocks", "dtype"))

@@ -38,6 +38,8 @@ TARGETS = {
     "batch_norm_forward": "HanaxBatchNormForward",
     "batch_norm_backward": "HanaxBatchNormBackward",
     "mbconv_evaluate": "HanaxMbconvEvaluate",
+    "mbconv_forward": "HanaxMbconvForward",
+    "mbconv_backward": "HanaxMbconvBackward",
 }
 """Name of a kernel -> symbol of its handler."""
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from hanax.search_spaces import Block, Head
 from hanax.supernet._blocks import BlockParams, ElasticValue, Norms, apply_block
 from hanax.supernet._layers import Statistics
+from hanax.supernet._mbconv import apply_fused, is_fused
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -42,6 +43,8 @@ def apply_block_in(
     float32, so that no loss scaling is needed (Kalamkar et al., 2019, arXiv:1905.12322). Logits are float32.
     """
     if dtype == "float32":
+        if is_fused(block, choice, x.dtype):
+            return apply_fused(block, params, x, choice, norms)
         return apply_block(block, params, x, choice, norms)
     cast = {
         operator: {name: w if name in _OF_BATCH_NORM else w.astype(dtype) for name, w in weights.items()}

@@ -1,7 +1,8 @@
 """One small supernet for the whole folder: what is compiled for it is compiled once.
 
 It has what larger ones have: two resolutions, maps on which depthwise kernels are data (8 px) and on which they are
-static (9 px), stride 2 on an odd map, squeeze-excite, residuals, and widths, depths and kernels to choose.
+static without native kernels (9 px), stride 2 on an odd map, squeeze-excite, residuals, and widths, depths and kernels
+to choose.
 """
 
 from __future__ import annotations

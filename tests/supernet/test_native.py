@@ -24,7 +24,7 @@ from hanax.supernet import _depthwise, apply_block
 from hanax.supernet._blocks import BlockParams, net_of
 from hanax.supernet._depthwise import depthwise
 from hanax.supernet._layers import Statistics, batch_norm, pointwise
-from hanax.supernet._mbconv import evaluate_fused, is_fused
+from hanax.supernet._mbconv import apply_fused, is_fused
 from hanax.supernet._native import native_status
 
 QUICK = {"xla_backend_optimization_level": 0}  # each is run a few times: the compiler's own time is what counts
@@ -279,12 +279,12 @@ def test_a_block_in_evaluation_equals_its_operators_one_by_one(name: str) -> Non
         @partial(jax.jit, compiler_options=QUICK, static_argnames=("n_statistics",))
         def both(size: Array, n_statistics: int, ratio: int = ratio) -> tuple[Any, ...]:
             arguments = (block, params, x, (size, ratio), n_statistics)
-            ours, theirs = evaluate_fused(*arguments), apply_block(*arguments)
-            again = evaluate_fused(block, params, x, (size, ratio), ours[1])
+            ours, theirs = apply_fused(*arguments), apply_block(*arguments)
+            again = apply_fused(block, params, x, (size, ratio), ours[1])
             return ours, theirs, again
 
         for size in block.kernel_sizes:
-            for n_statistics in (N_IMAGES, 20) if size == 3 else (7,):
+            for n_statistics in (N_IMAGES - 1, 20) if size == 3 else (7,):
                 assert is_fused(block, (size, ratio), x.dtype)
                 ours, theirs, again = both(jnp.int32(size), n_statistics)
                 assert list(ours[1]) == list(theirs[1])
@@ -293,10 +293,40 @@ def test_a_block_in_evaluation_equals_its_operators_one_by_one(name: str) -> Non
 
 
 @pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("n_images", [N_IMAGES, 32, 5])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_in_training_equals_its_operators_one_by_one(name: str, n_images: int) -> None:
+    """Output, statistics, and the gradients by images and all weights, of which none is always nearly zero."""
+    block, params, x = block_operands(name)
+    x = x[..., :n_images]
+    ratio = block.expand_ratios[-1]
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def both(size: Array) -> tuple[Any, ...]:
+        def way(apply: Callable[..., Any]) -> Any:
+            def compute(params: BlockParams, x: Array) -> Any:
+                return apply(block, params, x, (size, ratio), n_images)
+
+            (y, statistics), pull_back = jax.vjp(compute, params, x)
+            return (y, statistics), pull_back((normal(*y.shape, seed=1), jax.tree.map(jnp.zeros_like, statistics)))
+
+        return way(apply_fused), way(apply_block)
+
+    for size in block.kernel_sizes:
+        (ours, our_gradients), (theirs, their_gradients) = both(jnp.int32(size))
+        assert_close(flat(ours), flat(theirs), (name, size))
+        for (path, found), expected in zip(
+            jax.tree_util.tree_leaves_with_path(our_gradients), jax.tree.leaves(their_gradients), strict=True
+        ):
+            assert_close((found,), (expected,), (name, size, jax.tree_util.keystr(path)))
+    assert all(float(jnp.abs(gradient).max()) > 1e-3 for gradient in our_gradients[0]["project"].values())
+
+
+@pytest.mark.usefixtures("native")
 def test_an_evaluated_image_does_not_depend_on_the_other_images_scored() -> None:
     block, params, x = block_operands("residual and squeeze-excite")
-    y, statistics = evaluate_fused(block, params, x, (5, 3), 20)
-    alone, same = evaluate_fused(block, params, x[..., :21], (5, 3), 20)
+    y, statistics = apply_fused(block, params, x, (5, 3), 20)
+    alone, same = apply_fused(block, params, x[..., :21], (5, 3), 20)
     np.testing.assert_array_equal(alone[..., 20], y[..., 20])
     for name, found in statistics.items():
         np.testing.assert_array_equal(found, same[name])
@@ -306,7 +336,7 @@ def test_an_evaluated_image_does_not_depend_on_the_other_images_scored() -> None
 def test_a_channel_that_never_varies_has_no_variance() -> None:
     block, params, x = block_operands("stride 2")
     params["expand"]["kernel"] = params["expand"]["kernel"].at[2].set(0.0)
-    y, statistics = evaluate_fused(block, params, 1e4 + 1e-3 * x, (3, 3), N_IMAGES)
+    y, statistics = apply_fused(block, params, 1e4 + 1e-3 * x, (3, 3), N_IMAGES)
     assert float(statistics["expand"][1][2]) == 0.0
     assert bool(jnp.isfinite(y).all())
     assert all(bool((variance >= 0.0).all()) for _, variance in statistics.values())
@@ -335,7 +365,7 @@ from hanax.search_spaces import MBConv
 from hanax.supernet._blocks import net_of
 from hanax.supernet._depthwise import depthwise
 from hanax.supernet._layers import batch_norm, pointwise
-from hanax.supernet._mbconv import evaluate_fused
+from hanax.supernet._mbconv import apply_fused
 
 rng = np.random.default_rng(0)
 
@@ -351,7 +381,9 @@ def results(branches, size):  # independent branches: XLA may run their kernels 
     outputs = []
     for operands in branches:
         y, pull_back = jax.vjp(lambda *operands: net(*operands, size), *operands)
-        outputs.append((y, pull_back(y), evaluate_fused(block, block_params, y, (size, 3), 17)))
+        outputs.append((y, pull_back(y), apply_fused(block, block_params, y, (size, 3), 17)))
+        z, pull_back = jax.vjp(lambda *operands: apply_fused(block, *operands, (size, 3), 24)[0], block_params, y)
+        outputs.append((z, pull_back(z)))
     return outputs
 
 block = MBConv(37, 37, 1, (3, 5, 7), (3,), "hswish", True)

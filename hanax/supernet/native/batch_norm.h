@@ -68,7 +68,7 @@ double sum_over(int64_t count, const Term& term) {
 }
 
 inline Vector only(Vector v, int64_t lanes) {  // the first `lanes`, the others zero
-  for (int64_t lane = lanes; lane < kLanes; ++lane) v[lane] = 0.0f;
+  for (int64_t lane = std::max<int64_t>(lanes, 0); lane < kLanes; ++lane) v[lane] = 0.0f;
   return v;
 }
 

@@ -121,43 +121,116 @@ ffi::Error BatchNormBackward(ffi::ThreadPool pool, F32x4 x, F32x1 scale, F32x1 o
   return ffi::Error::Success();
 }
 
-// ---- a whole block in evaluation ---------------------------------------------------------------------------------------
+// ---- a whole block -----------------------------------------------------------------------------------------------------
 
-// Norms: rows of scale, offset, mean, variance. A part that the block lacks has no rows, and no statistics.
+// The operands that all three calls share. Norms: rows of scale, offset, mean, variance. A part that the block lacks has no
+// rows, and no statistics.
+struct MbconvOperands {
+  F32x4 x;
+  F32x2 expand, expand_norm;
+  F32x3 kernels;
+  Size size;
+  F32x2 depthwise_norm, se_reduce;
+  F32x1 se_reduce_bias;
+  F32x2 se_expand;
+  F32x1 se_expand_bias;
+  F32x2 project, project_norm;
+
+  hanax::mbconv::Block block(int64_t stride, int64_t has_residual, float epsilon) const {
+    const auto in = x.dimensions();
+    const int64_t height = (in[1] + stride - 1) / stride, width = (in[2] + stride - 1) / stride;
+    const hanax::depthwise::Problem problem = {kernels.dimensions()[0], in[1], in[2], in[3],
+                                               height, width, kernels.dimensions()[2], *size.typed_data(), stride};
+    return {problem,
+            in[0],
+            project.dimensions()[0],
+            se_reduce.dimensions()[0],
+            expand.dimensions()[0] > 0,
+            has_residual != 0,
+            epsilon,
+            expand.typed_data(),
+            kernels.typed_data(),
+            se_reduce.typed_data(),
+            se_reduce_bias.typed_data(),
+            se_expand.typed_data(),
+            se_expand_bias.typed_data(),
+            project.typed_data()};
+  }
+  // The norms, whose statistics go to rows of mean and variance.
+  hanax::mbconv::Norms norms(float* expand_found, float* depthwise_found, float* project_found) const {
+    const auto norm = [](const F32x2& rows, float* found) {
+      const int64_t channels = rows.dimensions()[1];
+      return hanax::mbconv::Norm{rows.typed_data(), channels, found, found + channels};
+    };
+    return {norm(expand_norm, expand_found), norm(depthwise_norm, depthwise_found), norm(project_norm, project_found)};
+  }
+};
+
 ffi::Error MbconvEvaluate(ffi::ThreadPool pool, F32x4 x, F32x2 expand, F32x2 expand_norm, F32x3 kernels, Size size,
                           F32x2 depthwise_norm, F32x2 se_reduce, F32x1 se_reduce_bias, F32x2 se_expand,
                           F32x1 se_expand_bias, F32x2 project, F32x2 project_norm, ffi::Result<F32x4> y,
                           ffi::Result<F32x2> expand_found, ffi::Result<F32x2> depthwise_found,
-                          ffi::Result<F32x2> project_found, int64_t stride, int64_t activation, int64_t n_statistics,
-                          int64_t has_residual, float epsilon) {
-  const auto in = x.dimensions(), out = y->dimensions();
-  const int64_t mid = kernels.dimensions()[0];
-  const hanax::depthwise::Problem problem = {mid,    in[1],  in[2],                   in[3],
-                                             out[1], out[2], kernels.dimensions()[2], *size.typed_data(),
-                                             stride};
-  if (ffi::Error error = check(problem); error.failure()) return error;
-  const hanax::mbconv::Block block = {problem,
-                                      in[0],
-                                      out[0],
-                                      se_reduce.dimensions()[0],
-                                      expand.dimensions()[0] > 0,
-                                      has_residual != 0,
-                                      epsilon,
-                                      expand.typed_data(),
-                                      kernels.typed_data(),
-                                      se_reduce.typed_data(),
-                                      se_reduce_bias.typed_data(),
-                                      se_expand.typed_data(),
-                                      se_expand_bias.typed_data(),
-                                      project.typed_data()};
-  const auto norm = [](const F32x2& rows, ffi::Result<F32x2>& found) {
-    const int64_t channels = rows.dimensions()[1];
-    return hanax::mbconv::Norm{rows.typed_data(), channels, found->typed_data(), found->typed_data() + channels};
-  };
+                          ffi::Result<F32x2> project_found, int64_t stride, int64_t activation, int64_t has_residual,
+                          float epsilon, int64_t n_statistics) {
+  const MbconvOperands operands = {x, expand, expand_norm, kernels, size, depthwise_norm, se_reduce, se_reduce_bias,
+                                   se_expand, se_expand_bias, project, project_norm};
+  const auto block = operands.block(stride, has_residual, epsilon);
+  if (ffi::Error error = check(block.problem); error.failure()) return error;
   with_activation(activation, [&](auto kind) {
-    hanax::mbconv::evaluate<kind>(pool, block, x.typed_data(), y->typed_data(), n_statistics,
-                                  norm(expand_norm, expand_found), norm(depthwise_norm, depthwise_found),
-                                  norm(project_norm, project_found));
+    hanax::mbconv::evaluate<kind>(
+        pool, block, x.typed_data(), y->typed_data(), n_statistics,
+        operands.norms(expand_found->typed_data(), depthwise_found->typed_data(), project_found->typed_data()));
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error MbconvForward(ffi::ThreadPool pool, F32x4 x, F32x2 expand, F32x2 expand_norm, F32x3 kernels, Size size,
+                         F32x2 depthwise_norm, F32x2 se_reduce, F32x1 se_reduce_bias, F32x2 se_expand,
+                         F32x1 se_expand_bias, F32x2 project, F32x2 project_norm, ffi::Result<F32x4> y,
+                         ffi::Result<F32x2> expand_found, ffi::Result<F32x2> depthwise_found,
+                         ffi::Result<F32x2> project_found, ffi::Result<F32x1> moments, ffi::Result<F32x1> kept,
+                         ffi::Result<F32x1> projected, int64_t stride, int64_t activation, int64_t has_residual,
+                         float epsilon) {
+  const MbconvOperands operands = {x, expand, expand_norm, kernels, size, depthwise_norm, se_reduce, se_reduce_bias,
+                                   se_expand, se_expand_bias, project, project_norm};
+  const auto block = operands.block(stride, has_residual, epsilon);
+  if (ffi::Error error = check(block.problem); error.failure()) return error;
+  with_activation(activation, [&](auto kind) {
+    hanax::mbconv::forward<kind>(
+        pool, block, x.typed_data(), y->typed_data(),
+        operands.norms(expand_found->typed_data(), depthwise_found->typed_data(), project_found->typed_data()),
+        {moments->typed_data(), kept->typed_data(), projected->typed_data()});
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error MbconvBackward(ffi::ThreadPool pool, F32x4 x, F32x2 expand, F32x2 expand_norm, F32x3 kernels, Size size,
+                          F32x2 depthwise_norm, F32x2 se_reduce, F32x1 se_reduce_bias, F32x2 se_expand,
+                          F32x1 se_expand_bias, F32x2 project, F32x2 project_norm, F32x1 moments, F32x1 kept,
+                          F32x1 projected, F32x4 dy, ffi::Result<F32x4> dx, ffi::Result<F32x2> dexpand,
+                          ffi::Result<F32x2> dexpand_norm, ffi::Result<F32x3> dkernels,
+                          ffi::Result<F32x2> ddepthwise_norm, ffi::Result<F32x2> dse_reduce,
+                          ffi::Result<F32x1> dse_reduce_bias, ffi::Result<F32x2> dse_expand,
+                          ffi::Result<F32x1> dse_expand_bias, ffi::Result<F32x2> dproject,
+                          ffi::Result<F32x2> dproject_norm, int64_t stride, int64_t activation, int64_t has_residual,
+                          float epsilon) {
+  const MbconvOperands operands = {x, expand, expand_norm, kernels, size, depthwise_norm, se_reduce, se_reduce_bias,
+                                   se_expand, se_expand_bias, project, project_norm};
+  const auto block = operands.block(stride, has_residual, epsilon);
+  if (ffi::Error error = check(block.problem); error.failure()) return error;
+  std::vector<float> expand_found(2 * expand_norm.dimensions()[1]), depthwise_found(2 * block.mid()),
+      project_found(2 * block.out);
+  const hanax::mbconv::Gradients gradients = {
+      dx->typed_data(),         dexpand->typed_data(),         dexpand_norm->typed_data(), dkernels->typed_data(),
+      ddepthwise_norm->typed_data(), dse_reduce->typed_data(), dse_reduce_bias->typed_data(), dse_expand->typed_data(),
+      dse_expand_bias->typed_data(), dproject->typed_data(),   dproject_norm->typed_data()};
+  with_activation(activation, [&](auto kind) {
+    hanax::mbconv::backward<kind>(
+        pool, block, x.typed_data(), dy.typed_data(),
+        operands.norms(expand_found.data(), depthwise_found.data(), project_found.data()),
+        {const_cast<float*>(moments.typed_data()), const_cast<float*>(kept.typed_data()),
+         const_cast<float*>(projected.typed_data())},
+        gradients);
   });
   return ffi::Error::Success();
 }
@@ -185,7 +258,69 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxMbconvEvaluate, MbconvEvaluate,
                                   .Ret<F32x2>()
                                   .Attr<int64_t>("stride")
                                   .Attr<int64_t>("activation")
-                                  .Attr<int64_t>("n_statistics")
+                                  .Attr<int64_t>("has_residual")
+                                  .Attr<float>("epsilon")
+                                  .Attr<int64_t>("n_statistics"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxMbconvForward, MbconvForward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32x4>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x3>()
+                                  .Arg<Size>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x2>()
+                                  .Ret<F32x4>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x1>()
+                                  .Ret<F32x1>()
+                                  .Ret<F32x1>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("activation")
+                                  .Attr<int64_t>("has_residual")
+                                  .Attr<float>("epsilon"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxMbconvBackward, MbconvBackward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32x4>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x3>()
+                                  .Arg<Size>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x2>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x1>()
+                                  .Arg<F32x4>()
+                                  .Ret<F32x4>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x3>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x1>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x1>()
+                                  .Ret<F32x2>()
+                                  .Ret<F32x2>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("activation")
                                   .Attr<int64_t>("has_residual")
                                   .Attr<float>("epsilon"));
 

@@ -114,13 +114,14 @@ inline void weights_times_panels(const Weights& w, const float* panels, int64_t 
 }
 
 // gradient[j][i] += sum over the block's columns of given[i] seen[j], for kGiven (4 or 1) x kSeen rows of packed columns.
+// Steps: floats from a panel to the next.
 template <int kGiven, int kSeen>
-void dot_block(const float* given, int64_t given_rows, const float* seen, int64_t seen_rows, int64_t panels,
+void dot_block(const float* given, int64_t given_step, const float* seen, int64_t seen_step, int64_t panels,
                float* gradient) {
   Vector sums[kSeen][kGiven];
   for (int j = 0; j < kSeen; ++j)
     for (int i = 0; i < kGiven; ++i) sums[j][i] = Vector{};
-  for (int64_t panel = 0; panel < panels; ++panel, given += given_rows * kLine, seen += seen_rows * kLine) {
+  for (int64_t panel = 0; panel < panels; ++panel, given += given_step, seen += seen_step) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       Vector columns[kSeen];
@@ -145,24 +146,24 @@ void dot_block(const float* given, int64_t given_rows, const float* seen, int64_
 }
 
 template <int kGiven>
-void dot_rows(const float* given, int64_t given_rows, const float* seen, int64_t seen_rows, int64_t panels,
-              float* gradient) {
+void dot_rows(const float* given, int64_t given_step, const float* seen, int64_t seen_rows, int64_t seen_step,
+              int64_t panels, float* gradient) {
   int64_t j = 0;
   for (; j + 3 <= seen_rows; j += 3)
-    dot_block<kGiven, 3>(given, given_rows, seen + j * kLine, seen_rows, panels, gradient + j * 4);
+    dot_block<kGiven, 3>(given, given_step, seen + j * kLine, seen_step, panels, gradient + j * 4);
   for (; j < seen_rows; ++j)
-    dot_block<kGiven, 1>(given, given_rows, seen + j * kLine, seen_rows, panels, gradient + j * 4);
+    dot_block<kGiven, 1>(given, given_step, seen + j * kLine, seen_step, panels, gradient + j * 4);
 }
 
 // Sums in groups of four given rows: gradient[i / 4][j][i % 4].
-inline void dot_products(const float* given, int64_t given_rows, const float* seen, int64_t seen_rows, int64_t columns,
-                         float* gradient) {
-  const int64_t panels = padded(columns) / kLine;
+inline void dot_products(const float* given, int64_t given_rows, int64_t given_step, const float* seen, int64_t seen_rows,
+                         int64_t seen_step, int64_t panels, float* gradient) {
   int64_t i = 0;
   for (; i + 4 <= given_rows; i += 4)
-    dot_rows<4>(given + i * kLine, given_rows, seen, seen_rows, panels, gradient + i * seen_rows);
+    dot_rows<4>(given + i * kLine, given_step, seen, seen_rows, seen_step, panels, gradient + i * seen_rows);
   for (; i < given_rows; ++i)
-    dot_rows<1>(given + i * kLine, given_rows, seen, seen_rows, panels, gradient + i / 4 * 4 * seen_rows + i % 4);
+    dot_rows<1>(given + i * kLine, given_step, seen, seen_rows, seen_step, panels,
+                gradient + i / 4 * 4 * seen_rows + i % 4);
 }
 
 inline float* scratch(int64_t floats, int which) {
@@ -205,7 +206,7 @@ inline void backward(ffi::ThreadPool& pool, const float* x, const float* w, cons
       pack_columns(x, in, columns, first, count, seen);
       pack_columns(dy, out, columns, first, count, given);
       weights_times_panels(transposed, given, count, dx + first, columns);
-      dot_products(given, out, seen, in, count, own);
+      dot_products(given, out, out * kLine, seen, in, in * kLine, padded(count) / kLine, own);
     }
   });
   for (int64_t o = 0; o < out; ++o)
