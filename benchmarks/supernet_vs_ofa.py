@@ -1,6 +1,7 @@
 """Hanax against the `ofa` package on torch: training steps and evaluation of the same nets on the same cores.
 
-    python benchmarks/supernet_vs_ofa.py --json results.json     # half an hour on 2 cores
+    python benchmarks/supernet_vs_ofa.py --json results.json     # about 40 minutes on 2 cores
+    python benchmarks/supernet_vs_ofa.py --rounds 1              # a round of each, 15 minutes: no quartiles
     python benchmarks/supernet_vs_ofa.py --quick                 # minutes: does it run? Its figures are no result.
 
 The script makes a virtual environment of its own for `ofa` and a CPU build of torch. The space is Once-for-All's
@@ -35,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,24 +71,36 @@ class Work:
     n_torch: int
     n_rounds: int
 
+    @property
+    def n_alone(self) -> int:
+        """Turns alone."""
+        return 1 if self.command == "evaluate" else 2
+
 
 def main() -> None:
     """Read the command line, measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--quick", action="store_true", help="one short round of everything")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each kind of work; 7 or 3 by default")
     parser.add_argument("--env", type=Path, default=DEFAULT_DIRECTORY, help="virtual environment with ofa and torch")
     parser.add_argument("--threads", type=int, default=2, help="cores that both sides get")
     arguments = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= arguments.threads <= len(cores):
         parser.error(f"--threads must lie between 1 and the {len(cores)} cores there are; got {arguments.threads}")
+    if arguments.rounds is not None and arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1; got {arguments.rounds}")
     torch_python = prepare_environment(arguments.env)
     os.sched_setaffinity(0, cores[: arguments.threads])
     started = time.monotonic()
-    report = compare(torch_python, works(arguments.quick))
+    work_list = works(arguments.quick)
+    if arguments.rounds is not None:
+        work_list = [replace(work, n_rounds=arguments.rounds) for work in work_list]
+    report = compare(torch_python, work_list)
     report = {"name": "supernet_vs_ofa", "wall_s": round(time.monotonic() - started, 1)} | report
     report["settings"] |= {"threads": arguments.threads, "quick": arguments.quick}
+    report["settings"]["n_rounds"] = {work.name: work.n_rounds for work in work_list}
     print_report(report)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -105,7 +118,7 @@ def works(quick: bool) -> list[Work]:
     return [
         Work("sandwich", "step", draw_steps(5, SEED), 5, 7),
         Work("single", "single", draw_nets(10, SEED + 1), 10, 7),
-        Work("eval_random", "evaluate", draw_nets(50, SEED + 2), 25, 3),
+        Work("eval_random", "evaluate", draw_nets(50, SEED + 2), 10, 3),
         Work("eval_population", "evaluate", draw_population(50, 150, SEED + 3), 10, 3),
     ]
 
@@ -250,12 +263,16 @@ def compile_rows(sides: Sides) -> list[dict[str, Any]]:
 
 
 def turns_alone(sides: Sides, work_list: list[Work]) -> dict[str, dict[str, Turns]]:
-    """Two turns of everything by each side while there is no other process; torch's training also channels last."""
+    """Turns of each side while there is no other process: two of training, one of evaluation, which takes minutes.
+
+    torch trains also with channels last.
+    """
     turns: dict[str, dict[str, Turns]] = {work.name: {} for work in work_list}
     with sides.torch() as torch:
         for work in work_list:
             say(f"{work.name}: torch alone")
-            turns[work.name]["torch"] = [torch_turn(torch, work, part) for part in torch_parts(work, 0)]
+            parts = torch_parts(work, 0)[: work.n_alone]
+            turns[work.name]["torch"] = [torch_turn(torch, work, part) for part in parts]
     with sides.torch("--channels-last") as torch:
         for work in work_list:
             if work.command != "evaluate":
@@ -265,7 +282,7 @@ def turns_alone(sides: Sides, work_list: list[Work]) -> dict[str, dict[str, Turn
     with sides.hanax() as hanax:
         for work in work_list:
             say(f"{work.name}: Hanax alone")
-            turns[work.name]["hanax"] = [hanax_turn(hanax, work) for _ in range(2)]
+            turns[work.name]["hanax"] = [hanax_turn(hanax, work) for _ in range(work.n_alone)]
     return turns
 
 
