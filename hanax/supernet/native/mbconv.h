@@ -21,6 +21,7 @@
 namespace hanax::mbconv {
 
 using batch_norm::Activation;
+using pointwise::padded;
 using pointwise::Weights;
 
 constexpr int64_t kImages = kLine;  // in a chunk; CHUNK in _mbconv.py
@@ -137,8 +138,8 @@ inline float* reserved(Floats& floats, int64_t count) {
   return floats.data();
 }
 
-// panels[position][channel][16] (see panel_step) of `count` images from `first`, less the channel's `centre` if there is one; images beyond
-// are zero.
+// panels[position][channel][16] (see panel_step) of `count` images from `first`, less the channel's `centre` if there is
+// one; images beyond are zero.
 inline void pack(const float* x, int64_t channels, int64_t positions, int64_t images, int64_t first, int64_t count,
                  const float* centre, float* panels) {
   for (int64_t c = 0; c < channels; ++c) {
@@ -235,6 +236,10 @@ struct Plan {
     }
   }
 
+  NormAndActivate<kActivation> depthwise_finish(int64_t channel) const {
+    return {depthwise_norm.factor.data() + channel, depthwise_norm.shift.data() + channel};
+  }
+
   // A group's depthwise outputs to panels[out position][channel][16].
   void to_panels(const Group& group, const float* lines, float* panels) const {
     const int64_t positions = block.out_positions();
@@ -244,11 +249,7 @@ struct Plan {
           store(panels + (p * block.mid() + group.first + c) * kLine + v, load(lines + (c * positions + p) * kLine + v));
   }
 
-  NormAndActivate<kActivation> depthwise_finish(int64_t channel) const {
-    return {depthwise_norm.factor.data() + channel, depthwise_norm.shift.data() + channel};
-  }
-
-  // The same, normalised and activated; `pooled` gets the channels' sums over positions.
+  // Likewise, normalised and activated; `pooled` gets the channels' sums over positions.
   void to_finished_panels(const Group& group, const float* lines, float* panels, float* pooled) const {
     const int64_t positions = block.out_positions();
     for (int64_t c = 0; c < group.count; ++c) {
@@ -366,16 +367,14 @@ struct Plan {
 
 // ---- forward ------------------------------------------------------------------------------------------------------
 
-inline int64_t in_lanes(int64_t count) { return (count + kLine - 1) / kLine * kLine; }
-
 // Of a block's input over the images that set the norms.
 struct InputMoments {
-  std::vector<float> mean, covariance;  // covariance: in rows of in_lanes(in), zero beyond
+  std::vector<float> mean, covariance;  // covariance: in rows of padded(in), zero beyond
 };
 
 // along = w Cov: a row of weights with the covariance of the input.
 inline void times_covariance(const float* w, int64_t in, const float* covariance, float* along) {
-  const int64_t width = in_lanes(in);
+  const int64_t width = padded(in);
   for (int64_t k = 0; k < width; k += kLanes) {
     Vector sums = {};
     for (int64_t j = 0; j < in; ++j) sums += broadcast(w[j]) * load(covariance + j * width + k);
@@ -417,13 +416,13 @@ inline InputMoments input_moments(ffi::ThreadPool& pool, const Block& block, con
   std::vector<double> apart(in, 0.0);
   for (int64_t part = 0; part < parts; ++part)
     for (int64_t c = 0; c < in; ++c) apart[c] += sums[part * in + c] / count;
-  InputMoments moments{std::vector<float>(in), std::vector<float>(in * in_lanes(in), 0.0f)};
+  InputMoments moments{std::vector<float>(in), std::vector<float>(in * padded(in), 0.0f)};
   for (int64_t i = 0; i < in; ++i) {
     moments.mean[i] = static_cast<float>(origin[i] + apart[i]);
     for (int64_t j = 0; j < in; ++j) {
       double product = 0.0;
       for (int64_t part = 0; part < parts; ++part) product += products[part * size + (i / 4 * in + j) * 4 + i % 4];
-      moments.covariance[i * in_lanes(in) + j] = static_cast<float>(product / count - apart[i] * apart[j]);
+      moments.covariance[i * padded(in) + j] = static_cast<float>(product / count - apart[i] * apart[j]);
     }
   }
   return moments;
@@ -432,7 +431,7 @@ inline InputMoments input_moments(ffi::ThreadPool& pool, const Block& block, con
 // Mean and variance of w x per row of w.
 inline void expansion_moments(const Block& block, const InputMoments& moments, const Norm& norm) {
   const int64_t in = block.in;
-  std::vector<float> along(in_lanes(in));
+  std::vector<float> along(padded(in));
   for (int64_t m = 0; m < block.mid(); ++m) {
     const float* w = block.expand + m * in;
     times_covariance(w, in, moments.covariance.data(), along.data());
@@ -533,9 +532,9 @@ void forward(ffi::ThreadPool& pool, const Block& block, const float* x, float* y
   if (block.has_expansion) {
     const InputMoments moments = input_moments(pool, block, x, images);
     std::copy(moments.covariance.begin(), moments.covariance.end(), kept.moments);
-    std::copy(moments.mean.begin(), moments.mean.end(), kept.moments + in * in_lanes(in));
+    std::copy(moments.mean.begin(), moments.mean.end(), kept.moments + in * padded(in));
     expansion_moments(block, moments, norms.expand);
-    plan.use_centre(norms.expand, kept.moments + in * in_lanes(in));
+    plan.use_centre(norms.expand, kept.moments + in * padded(in));
   }
   calibrate(pool, plan, images, norms, kept.depthwise, kept.projected);
 }
@@ -586,14 +585,14 @@ inline float sum_of_line(const Vector* v) {
 class Products {
  public:
   Products(int64_t chunks, int64_t given, int64_t seen)
-      : chunks_(chunks), given_(given), seen_(seen), size_((given + 3) / 4 * 4 * seen), sums_(chunks * in_lanes(size_)) {}
+      : chunks_(chunks), given_(given), seen_(seen), size_((given + 3) / 4 * 4 * seen), sums_(chunks * padded(size_)) {}
 
   void clear(int64_t chunk) {
-    std::fill(sums_.data() + chunk * in_lanes(size_), sums_.data() + (chunk + 1) * in_lanes(size_), 0.0f);
+    std::fill(sums_.data() + chunk * padded(size_), sums_.data() + (chunk + 1) * padded(size_), 0.0f);
   }
   // Of panels that are panel_step apart.
   void add(int64_t chunk, const float* given, const float* seen, int64_t panels) {
-    float* own = sums_.data() + chunk * in_lanes(size_);
+    float* own = sums_.data() + chunk * padded(size_);
     const int64_t given_step = panel_step(given_), seen_step = panel_step(seen_);
     const int64_t block = std::max<int64_t>(4, pointwise::kCacheFloats / (given_step + seen_step));
     for (int64_t first = 0; first < panels; first += block)
@@ -605,8 +604,8 @@ class Products {
   void write(float* to) {
     float* total = sums_.data();
     for (int64_t chunk = 1; chunk < chunks_; ++chunk)
-      for (int64_t k = 0; k < in_lanes(size_); k += kLanes)
-        store(total + k, load(total + k) + load(sums_.data() + chunk * in_lanes(size_) + k));
+      for (int64_t k = 0; k < padded(size_); k += kLanes)
+        store(total + k, load(total + k) + load(sums_.data() + chunk * padded(size_) + k));
     for (int64_t i = 0; i < given_; ++i)
       for (int64_t j = 0; j < seen_; ++j) to[i * seen_ + j] = total[(i / 4 * seen_ + j) * 4 + i % 4];
   }
@@ -933,7 +932,7 @@ class Backward {
   void through_expansion_norm() {
     const int64_t in = block_.in, m = mid(), positions = block_.positions(), images = block_.problem.images;
     const double count = static_cast<double>(positions) * images;
-    const int64_t width = in_lanes(in);
+    const int64_t width = padded(in);
     std::vector<float> products(m * in), from_x(in * width, 0.0f), along(width), w(width, 0.0f);
     std::vector<double> constant(in, 0.0);
     products_->write(products.data());
@@ -995,7 +994,7 @@ void backward(ffi::ThreadPool& pool, const Block& block, const float* x, const f
               const Kept& kept, const Gradients& to) {
   Plan<kActivation> plan(block, x, nullptr);
   for (const Norm* norm : {&norms.expand, &norms.depthwise, &norms.project}) norm->take_given();
-  if (block.has_expansion) plan.use_centre(norms.expand, kept.moments + block.in * in_lanes(block.in));
+  if (block.has_expansion) plan.use_centre(norms.expand, kept.moments + block.in * padded(block.in));
   plan.depthwise_norm = norms.depthwise.affine(block.epsilon);
   Backward<kActivation>(pool, plan, norms, kept, dy, to).run();
 }
