@@ -1,9 +1,11 @@
-"""Files that are either the old or the new version, whatever happens in between."""
+"""Files that survive a crash: each is its old or its new version, or lines that are whole."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -18,3 +20,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(partial, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; a last one that a crash cut short is dropped, from the file too."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return lines

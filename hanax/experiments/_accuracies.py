@@ -19,9 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hanax._files import write_atomically
+from hanax._files import read_lines, write_atomically
 from hanax._intervals import wilson_interval
-from hanax._lines import read_lines
 from hanax.experiments._frames import read_frame, write_frame
 from hanax.search_spaces import Arch, graph_features
 

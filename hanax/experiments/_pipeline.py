@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hanax._files import write_atomically
-from hanax._lines import read_lines
+from hanax._files import read_lines, write_atomically
 from hanax.experiments._accuracies import collect_accuracy
 from hanax.experiments._config import DeviceConfig, Experiment
 from hanax.experiments._export import count_correct, export, latency_model_builder

@@ -23,8 +23,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int32
 
-from hanax._files import write_atomically
-from hanax._lines import read_lines
+from hanax._files import read_lines, write_atomically
 from hanax.search_spaces import RESOLUTION, Arch, SearchSpace
 from hanax.supernet._attentive import (
     AttentivePrior,
