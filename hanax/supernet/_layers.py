@@ -156,7 +156,8 @@ def convolve(
 ) -> Float[Array, "c_out h_out w_out n"]:
     """Dense convolution padded by ``k // 2``, meant for few input channels: a GEMM per row of the kernel.
 
-    All rows in one GEMM would need three times the memory for the shifted copies, most of what an evaluation needs.
+    The shifted copies are most of the memory that an evaluation needs, and one GEMM for all rows would take half as
+    much again.
     """
     size = kernel.shape[2]
     half = size // 2

@@ -1,7 +1,8 @@
 """An inverted-residual block as one native kernel, in training and in evaluation.
 
-The same results as `apply_block`, to rounding, with a third of the memory traffic: `native/mbconv.h` says how. Blocks
-of other types, choices that are masked, other dtypes and machines without native kernels take `apply_block`.
+The same results as `apply_block`, to rounding, but most of what lies between its operators never goes through memory:
+`native/mbconv.h` says how. Blocks of other types, choices that are masked, other dtypes and machines without native
+kernels take `apply_block`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,8 @@ from hanax.supernet._layers import BATCH_NORM_EPSILON, NATIVE_ACTIVATIONS, Stati
 from hanax.supernet._native import call_native
 
 NORMED = ("expand", "depthwise", "project")
-CHUNK = 16
-"""Images that the kernel takes at a time."""
-
-LANES = 16
-"""Rows of what the kernel keeps are padded for the widest vectors there are."""
+LINE = 16
+"""What the kernel pads numbers of images and input channels to a multiple of (``kLine``, floats of a cache line)."""
 
 Operands = tuple[Array, ...]
 """The block's input and weights in the order of the kernel; what the block lacks is empty."""
@@ -121,6 +119,10 @@ def _results(block: MBConv, operands: Operands) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
 
+def _padded(count: int) -> int:
+    return -(-count // LINE) * LINE
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _trained(block: MBConv, size: Array, *operands: Array) -> list[Array]:
     return _trained_with_residuals(block, size, *operands)[0]
@@ -130,8 +132,8 @@ def _trained_with_residuals(block: MBConv, size: Array, *operands: Array) -> tup
     results = _results(block, operands)
     channels, n_images = operands[0].shape[0], operands[0].shape[3]
     _, height, width, _ = results[0].shape
-    lines = -(-n_images // CHUNK) * CHUNK * height * width
-    moments = (channels + 1) * -(-channels // LANES) * LANES
+    lines = _padded(n_images) * height * width
+    moments = (channels + 1) * _padded(channels)
     kept = [
         jax.ShapeDtypeStruct((n,), jnp.float32) for n in (moments, lines * len(operands[3]), lines * block.out_channels)
     ]

@@ -9,12 +9,16 @@
 
 #pragma once
 
+#include <array>
+#include <utility>
+
 #include "threads.h"
 
 namespace hanax::depthwise {
 
 constexpr int64_t kImages = kLine;  // images in a block: a cache line of each position
 constexpr int64_t kMaxSize = 7;
+using Sizes = std::make_integer_sequence<int, kMaxSize>;  // each of the sizes less 1
 
 // ---- a plane of one channel and one block of images ---------------------------------------------------------------
 
@@ -105,13 +109,14 @@ void correlate_row(const float* source, int64_t row_stride, const Taps& taps, in
 
 using CorrelateRow = void (*)(const float*, int64_t, const Taps&, int64_t, int64_t, int64_t, float*, int64_t, int64_t);
 
+template <int kStride, int... kLess>
+constexpr std::array<CorrelateRow, kMaxSize> correlate_rows(std::integer_sequence<int, kLess...>) {
+  return {correlate_row<kLess + 1, kStride>...};
+}
+
 inline CorrelateRow correlate_row_for(int64_t columns, int64_t stride) {
-  static constexpr CorrelateRow table[2][kMaxSize] = {
-      {correlate_row<1, 1>, correlate_row<2, 1>, correlate_row<3, 1>, correlate_row<4, 1>, correlate_row<5, 1>,
-       correlate_row<6, 1>, correlate_row<7, 1>},
-      {correlate_row<1, 2>, correlate_row<2, 2>, correlate_row<3, 2>, correlate_row<4, 2>, correlate_row<5, 2>,
-       correlate_row<6, 2>, correlate_row<7, 2>}};
-  return table[stride - 1][columns - 1];
+  static constexpr std::array<CorrelateRow, kMaxSize> by_stride[] = {correlate_rows<1>(Sizes()), correlate_rows<2>(Sizes())};
+  return by_stride[stride - 1][columns - 1];
 }
 
 // Gradient of one row of taps, as vectors of partial sums: sums[b] += given[j] * source[j * kStride + b] over outputs j.
@@ -132,13 +137,15 @@ void accumulate_row(const float* source, const float* given, int64_t count, Vect
 
 using AccumulateRow = void (*)(const float*, const float*, int64_t, Vector*);
 
+template <int kStride, int... kLess>
+constexpr std::array<AccumulateRow, kMaxSize> accumulate_rows(std::integer_sequence<int, kLess...>) {
+  return {accumulate_row<kLess + 1, kStride>...};
+}
+
 inline AccumulateRow accumulate_row_for(int64_t columns, int64_t stride) {
-  static constexpr AccumulateRow table[2][kMaxSize] = {
-      {accumulate_row<1, 1>, accumulate_row<2, 1>, accumulate_row<3, 1>, accumulate_row<4, 1>, accumulate_row<5, 1>,
-       accumulate_row<6, 1>, accumulate_row<7, 1>},
-      {accumulate_row<1, 2>, accumulate_row<2, 2>, accumulate_row<3, 2>, accumulate_row<4, 2>, accumulate_row<5, 2>,
-       accumulate_row<6, 2>, accumulate_row<7, 2>}};
-  return table[stride - 1][columns - 1];
+  static constexpr std::array<AccumulateRow, kMaxSize> by_stride[] = {accumulate_rows<1>(Sizes()),
+                                                                      accumulate_rows<2>(Sizes())};
+  return by_stride[stride - 1][columns - 1];
 }
 
 // ---- one channel -----------------------------------------------------------------------------------------------------

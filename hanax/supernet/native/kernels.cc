@@ -166,6 +166,13 @@ struct MbconvOperands {
   }
 };
 
+ffi::Error check_kept(const hanax::mbconv::Block& block, int64_t moments, int64_t depthwise, int64_t projected) {
+  const hanax::mbconv::KeptFloats expected(block);
+  if (moments != expected.moments || depthwise != expected.depthwise || projected != expected.projected)
+    return ffi::Error::InvalidArgument("what is kept for the way back has another size than the kernel writes");
+  return ffi::Error::Success();
+}
+
 ffi::Error MbconvEvaluate(ffi::ThreadPool pool, F32x4 x, F32x2 expand, F32x2 expand_norm, F32x3 kernels, Size size,
                           F32x2 depthwise_norm, F32x2 se_reduce, F32x1 se_reduce_bias, F32x2 se_expand,
                           F32x1 se_expand_bias, F32x2 project, F32x2 project_norm, ffi::Result<F32x4> y,
@@ -195,6 +202,10 @@ ffi::Error MbconvForward(ffi::ThreadPool pool, F32x4 x, F32x2 expand, F32x2 expa
                                    se_expand, se_expand_bias, project, project_norm};
   const auto block = operands.block(stride, has_residual, epsilon);
   if (ffi::Error error = check(block.problem); error.failure()) return error;
+  if (ffi::Error error =
+          check_kept(block, moments->element_count(), kept->element_count(), projected->element_count());
+      error.failure())
+    return error;
   with_activation(activation, [&](auto kind) {
     hanax::mbconv::forward<kind>(
         pool, block, x.typed_data(), y->typed_data(),
@@ -218,6 +229,9 @@ ffi::Error MbconvBackward(ffi::ThreadPool pool, F32x4 x, F32x2 expand, F32x2 exp
                                    se_expand, se_expand_bias, project, project_norm};
   const auto block = operands.block(stride, has_residual, epsilon);
   if (ffi::Error error = check(block.problem); error.failure()) return error;
+  if (ffi::Error error = check_kept(block, moments.element_count(), kept.element_count(), projected.element_count());
+      error.failure())
+    return error;
   std::vector<float> expand_found(2 * expand_norm.dimensions()[1]), depthwise_found(2 * block.mid()),
       project_found(2 * block.out);
   const hanax::mbconv::Gradients gradients = {
@@ -237,92 +251,68 @@ ffi::Error MbconvBackward(ffi::ThreadPool pool, F32x4 x, F32x2 expand, F32x2 exp
 
 }  // namespace
 
+auto mbconv_binding() {  // the pool and what MbconvOperands holds
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<F32x4>()
+      .Arg<F32x2>()
+      .Arg<F32x2>()
+      .Arg<F32x3>()
+      .Arg<Size>()
+      .Arg<F32x2>()
+      .Arg<F32x2>()
+      .Arg<F32x1>()
+      .Arg<F32x2>()
+      .Arg<F32x1>()
+      .Arg<F32x2>()
+      .Arg<F32x2>();
+}
+
+template <typename Binding>
+auto with_mbconv_outputs(Binding binding) {  // the output, and the statistics of the three norms
+  return std::move(binding)
+      .template Ret<F32x4>()
+      .template Ret<F32x2>()
+      .template Ret<F32x2>()
+      .template Ret<F32x2>();
+}
+
+template <typename Binding>
+auto with_mbconv_settings(Binding binding) {
+  return std::move(binding)
+      .template Attr<int64_t>("stride")
+      .template Attr<int64_t>("activation")
+      .template Attr<int64_t>("has_residual")
+      .template Attr<float>("epsilon");
+}
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxMbconvEvaluate, MbconvEvaluate,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<F32x4>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x3>()
-                                  .Arg<Size>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x1>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x1>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x2>()
-                                  .Ret<F32x4>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x2>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("activation")
-                                  .Attr<int64_t>("has_residual")
-                                  .Attr<float>("epsilon")
+                              with_mbconv_settings(with_mbconv_outputs(mbconv_binding()))
                                   .Attr<int64_t>("n_statistics"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxMbconvForward, MbconvForward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<F32x4>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x3>()
-                                  .Arg<Size>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x1>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x1>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x2>()
-                                  .Ret<F32x4>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x1>()
-                                  .Ret<F32x1>()
-                                  .Ret<F32x1>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("activation")
-                                  .Attr<int64_t>("has_residual")
-                                  .Attr<float>("epsilon"));
+                              with_mbconv_settings(with_mbconv_outputs(mbconv_binding())
+                                                       .Ret<F32x1>()
+                                                       .Ret<F32x1>()
+                                                       .Ret<F32x1>()));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxMbconvBackward, MbconvBackward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<F32x4>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x3>()
-                                  .Arg<Size>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x1>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x1>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x2>()
-                                  .Arg<F32x1>()
-                                  .Arg<F32x1>()
-                                  .Arg<F32x1>()
-                                  .Arg<F32x4>()
-                                  .Ret<F32x4>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x3>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x1>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x1>()
-                                  .Ret<F32x2>()
-                                  .Ret<F32x2>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("activation")
-                                  .Attr<int64_t>("has_residual")
-                                  .Attr<float>("epsilon"));
+                              with_mbconv_settings(mbconv_binding()
+                                                       .Arg<F32x1>()
+                                                       .Arg<F32x1>()
+                                                       .Arg<F32x1>()
+                                                       .Arg<F32x4>()
+                                                       .Ret<F32x4>()
+                                                       .Ret<F32x2>()
+                                                       .Ret<F32x2>()
+                                                       .Ret<F32x3>()
+                                                       .Ret<F32x2>()
+                                                       .Ret<F32x2>()
+                                                       .Ret<F32x1>()
+                                                       .Ret<F32x2>()
+                                                       .Ret<F32x1>()
+                                                       .Ret<F32x2>()
+                                                       .Ret<F32x2>()));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(HanaxDepthwiseForward, DepthwiseForward,
                               ffi::Ffi::Bind()

@@ -24,7 +24,7 @@ using batch_norm::Activation;
 using pointwise::padded;
 using pointwise::Weights;
 
-constexpr int64_t kImages = kLine;  // in a chunk; CHUNK in _mbconv.py
+constexpr int64_t kImages = kLine;  // in a chunk
 
 // y = x * factor + shift per channel: a batch norm with known statistics.
 struct Affine {
@@ -524,6 +524,17 @@ struct Kept {
   float* projected;
 };
 
+struct KeptFloats {  // of each part of Kept
+  int64_t moments, depthwise, projected;
+
+  explicit KeptFloats(const Block& block) {
+    const int64_t lines = padded(block.problem.images) * block.out_positions();
+    moments = (block.in + 1) * padded(block.in);
+    depthwise = lines * block.mid();
+    projected = lines * block.out;
+  }
+};
+
 // The block in training: all images set the norms.
 template <Activation kActivation>
 void forward(ffi::ThreadPool& pool, const Block& block, const float* x, float* y, const Norms& norms, const Kept& kept) {
@@ -675,7 +686,7 @@ class Backward {
     std::vector<typename NormGradient::Channel> dprojected;
     for (int64_t o = 0; o < out; ++o) dprojected.push_back(project_.of(o, out_count()));
 
-    const int64_t block = std::clamp<int64_t>(pointwise::kCacheFloats / (m + out) / kLine, 2, positions);
+    const int64_t block = std::min(positions, std::max<int64_t>(2, pointwise::kCacheFloats / (m + out) / kLine));
 
     for_each(pool_, chunks_, 1, [&](int64_t i) {
       Scratch& mine = scratch();

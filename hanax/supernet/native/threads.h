@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -79,7 +80,10 @@ class Floats {
     std::free(data_);
     const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
     data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
-    if (data_ == nullptr) std::abort();
+    if (data_ == nullptr) {
+      std::fprintf(stderr, "hanax: a native kernel needs %zu more bytes of memory than there are\n", bytes);
+      std::abort();
+    }
     count_ = count;
   }
   float* data() { return data_; }
