@@ -1,7 +1,7 @@
 """Hanax against the `ofa` package on torch: training steps and evaluation of the same nets on the same cores.
 
-    python benchmarks/supernet_vs_ofa.py --json results.json     # about 40 minutes on 2 cores
-    python benchmarks/supernet_vs_ofa.py --rounds 1              # a round of each, 15 minutes: no quartiles
+    python benchmarks/supernet_vs_ofa.py --json results.json     # an hour on 2 cores, by estimate
+    python benchmarks/supernet_vs_ofa.py --rounds 1              # a round of each, 20 minutes: no quartiles
     python benchmarks/supernet_vs_ofa.py --quick                 # minutes: does it run? Its figures are no result.
 
 The script makes a virtual environment of its own for `ofa` and a CPU build of torch. The space is Once-for-All's

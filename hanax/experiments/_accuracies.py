@@ -200,18 +200,30 @@ def _score(
         return known, set()
     evaluator.compile(on_compiled)
     done = len(archs) - len(missing)
-    before = time.perf_counter()
+    record = _recorder(ledger)
 
     def note(arch: Arch, first: int, correct: Bits) -> None:
-        nonlocal done, before
-        now = time.perf_counter()
-        ledger.record(arch, first, correct, now - before)
-        done, before = done + 1, now
+        nonlocal done
+        record(arch, first, correct)
+        done += 1
         if on_progress is not None:
             on_progress(done, len(archs))
 
     rows = evaluator.correct(missing, note)
     return known | dict(zip(missing, rows, strict=True)), set()
+
+
+def _recorder(ledger: AccuracyLedger) -> Callable[[Arch, int, Bits], None]:
+    """Records results in `ledger`, each with the time from the one before, or from now, to it."""
+    before = time.perf_counter()
+
+    def record(arch: Arch, first: int, correct: Bits) -> None:
+        nonlocal before
+        now = time.perf_counter()
+        ledger.record(arch, first, correct, now - before)
+        before = now
+
+    return record
 
 
 def _race(
@@ -223,14 +235,7 @@ def _race(
 ) -> tuple[dict[Arch, Bits], set[Arch]]:
     """For each of `archs`, whether it is right on each image until it is stopped, and which are; from `ledger` on."""
     names, sums = graph_features(evaluator.space, evaluator.space.encode(archs))
-    before = time.perf_counter()
     n_scored = 0
-
-    def note(arch: Arch, first: int, correct: Bits) -> None:
-        nonlocal before
-        now = time.perf_counter()
-        ledger.record(arch, first, correct, now - before)
-        before = now
 
     def decided(_: object) -> None:
         nonlocal n_scored
@@ -245,7 +250,7 @@ def _race(
         first=RACE_FIRST,
         confidence=RACE_CONFIDENCE,
         known=ledger.correct(),
-        on_scored=note,
+        on_scored=_recorder(ledger),
         on_result=decided,
     )
     return {o.arch: o.correct for o in outcomes}, {o.arch for o in outcomes if o.stopped}

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -106,3 +106,19 @@ def random_params() -> Callable[[SearchSpace, int], Params]:
         return jax.tree_util.tree_map_with_path(perturb, init_params(space, seed))
 
     return draw
+
+
+@pytest.fixture
+def blocks_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of images of each block that an evaluator runs."""
+    from hanax.supernet import _evaluate
+
+    n_images: list[int] = []
+    compute = _evaluate.evaluate_block
+
+    def counting(placed: Any, params: Any, x: Any, norms: Any) -> Any:
+        n_images.append(x.shape[-1])
+        return compute(placed, params, x, norms)
+
+    monkeypatch.setattr(_evaluate, "evaluate_block", counting)
+    return n_images

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from hanax.search_spaces import Arch, SearchSpace, graph_features
-from hanax.supernet import Evaluator, Outcome, _evaluate
+from hanax.supernet import Evaluator, Outcome
 from hanax.supernet._racing import (
     Rules,
     Score,
@@ -216,19 +216,12 @@ def front(costs: np.ndarray, accuracies: np.ndarray) -> set[int]:
 
 
 def test_the_front_after_a_race_is_that_of_the_full_evaluation(
-    space: SearchSpace, evaluator: Evaluator, racers: list[Arch], monkeypatch: pytest.MonkeyPatch
+    space: SearchSpace, evaluator: Evaluator, racers: list[Arch], blocks_run: list[int]
 ) -> None:
-    shapes: list[int] = []
-
-    def counting(placed: object, params: object, x: np.ndarray, norms: object) -> object:
-        shapes.append(x.shape[-1])
-        return compute(placed, params, x, norms)  # type: ignore[arg-type]
-
-    compute = _evaluate.evaluate_block
     full = evaluator.accuracies(racers)
     names, sums = graph_features(space, space.encode(racers))
     macs = sums[:, [names.index("macs")]]
-    monkeypatch.setattr(_evaluate, "evaluate_block", counting)
+    blocks_run.clear()
     outcomes = evaluator.race(racers, macs, first=32, confidence=0.9)
     accuracies = np.array([outcome.accuracy for outcome in outcomes])
     survivors = [index for index, outcome in enumerate(outcomes) if not outcome.stopped]
@@ -236,7 +229,7 @@ def test_the_front_after_a_race_is_that_of_the_full_evaluation(
     assert front(macs[survivors, 0], full[survivors]) == {
         survivors.index(index) for index in front(macs[:, 0], full)
     }, "nothing of the front is lost"
-    assert set(shapes) == {evaluator.n_calibration + 32, 32}, "calibrated once, then with the statistics found"
+    assert set(blocks_run) == {evaluator.n_calibration + 32, 32}, "calibrated once, then with the statistics found"
     resumed = evaluator.race(
         racers, macs, first=32, confidence=0.9,
         known={outcome.arch: outcome.correct[: 32 * (index % 4)] for index, outcome in enumerate(outcomes)},

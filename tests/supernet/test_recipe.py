@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import Array
+from training_script import training_script
 
 from hanax.search_spaces import RESOLUTION, Arch, SearchSpace, mobilenet_v3
 from hanax.supernet import (
@@ -58,22 +59,7 @@ SHRINKING = Recipe(
 WATCH = (64, 48)
 N_STEPS = 12
 PHASE_ENDS = {"largest": 4, "kernel": 6, "depth": 9, "width": 12}
-SCRIPT = f"""
-import sys, time
-from itertools import pairwise
-from pathlib import Path
-from hanax.search_spaces import mobilenet_v3
-from hanax.supernet import Augmentation, Recipe, load_images, split_validation, train_supernet
-
-def report(done, todo):
-    print(done, flush=True)
-    if done == int(sys.argv[2]):
-        time.sleep(3600)  # until killed
-
-split = split_validation(load_images("digits"), fraction=0.2, seed=0)
-space = mobilenet_v3(**{TINY_SETTINGS!r})
-train_supernet(space, split, {SHRINKING!r}, Path(sys.argv[1]), watch={WATCH!r}, on_progress=report)
-"""
+SCRIPT = training_script(TINY_SETTINGS, SHRINKING, WATCH)
 
 
 class Stopped(Exception):

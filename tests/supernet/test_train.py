@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array
+from training_script import training_script
 
 from hanax.search_spaces import Arch, SearchSpace, SpaceMismatchError, mobilenet_v3
 from hanax.supernet import (
@@ -52,20 +53,7 @@ RECIPE = Recipe(
     augmentation=Augmentation(pad_crop=1), checkpoint_seconds=1e-6,
 )  # fmt: skip
 N_STEPS = 12
-SCRIPT = f"""
-import sys, time
-from pathlib import Path
-from hanax.search_spaces import mobilenet_v3
-from hanax.supernet import Augmentation, Recipe, load_images, split_validation, train_supernet
-
-def report(done, todo):
-    print(done, flush=True)
-    if done == int(sys.argv[2]):
-        time.sleep(3600)  # until killed
-
-split = split_validation(load_images("digits"), fraction=0.2, seed=0)
-train_supernet(mobilenet_v3(**{TINY_SETTINGS!r}), split, {RECIPE!r}, Path(sys.argv[1]), on_progress=report)
-"""
+SCRIPT = training_script(TINY_SETTINGS, RECIPE)
 RandomParams = Callable[[SearchSpace, int], Params]
 
 
