@@ -18,6 +18,9 @@ from hanax.supernet._native import call_native, native_status
 
 BATCH_NORM_EPSILON = 1e-5
 
+MAX_COPIED_BYTES = 1 << 26
+"""Memory that a dense convolution may take for shifted copies of its input, at most."""
+
 Statistics = tuple[Array, Array]
 """Mean and (biased) variance per channel."""
 
@@ -156,19 +159,27 @@ def convolve(
 ) -> Float[Array, "c_out h_out w_out n"]:
     """Dense convolution padded by ``k // 2``, meant for few input channels: a GEMM per row of the kernel.
 
-    The shifted copies are most of the memory that an evaluation needs, and one GEMM for all rows would take half as
-    much again.
+    The shifted copies of thousands of images would be most of the memory that an evaluation needs, so they are made for
+    some rows of the output at a time. All rows of the kernel in one GEMM would need three times as much.
     """
     size = kernel.shape[2]
     half = size // 2
     out_height, out_width = (-(-extent // stride) for extent in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
 
-    def of_row(row: int) -> Array:
-        rows = padded[:, row : row + (out_height - 1) * stride + 1 : stride]
+    def of_rows(first: int, n_rows: int, row: int) -> Array:
+        """What one row of the kernel adds to some rows of the output."""
+        start = first * stride + row
+        rows = padded[:, start : start + (n_rows - 1) * stride + 1 : stride]
         shifted = [rows[:, :, column : column + (out_width - 1) * stride + 1 : stride] for column in range(size)]
         patches = jnp.stack(shifted, axis=1).reshape(x.shape[0] * size, -1)
         return kernel[:, :, row].reshape(kernel.shape[0], -1) @ patches
 
-    y = sum((of_row(row) for row in range(1, size)), start=of_row(0))
-    return y.reshape(kernel.shape[0], out_height, out_width, x.shape[3])
+    copied_bytes = 4 * x.shape[0] * size * out_height * out_width * x.shape[3]
+    n_rows = max(1, out_height // -(-copied_bytes // MAX_COPIED_BYTES))
+    y = []
+    for first in range(0, out_height, n_rows):
+        count = min(n_rows, out_height - first)
+        part = sum((of_rows(first, count, row) for row in range(1, size)), start=of_rows(first, count, 0))
+        y.append(part.reshape(kernel.shape[0], count, out_width, x.shape[3]))
+    return jnp.concatenate(y, axis=1) if len(y) > 1 else y[0]

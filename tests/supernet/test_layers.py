@@ -9,6 +9,7 @@ import pytest
 from jax import Array
 
 from hanax.search_spaces import Activation
+from hanax.supernet import _layers
 from hanax.supernet._layers import BATCH_NORM_EPSILON, activate, batch_norm, convolve, pointwise
 
 
@@ -91,8 +92,12 @@ def test_pointwise_mixes_the_channels_of_each_position() -> None:
     np.testing.assert_allclose(pointwise(x, kernel), jnp.einsum("oc,chwn->ohwn", kernel, x), atol=1e-5)
 
 
+@pytest.mark.parametrize("most_bytes", [1 << 26, 1000, 1])  # all rows at once, some rows, one row
 @pytest.mark.parametrize(("size", "kernel_size", "stride"), [(8, 3, 1), (8, 3, 2), (9, 3, 2), (7, 5, 2), (5, 1, 1)])
-def test_dense_convolution_equals_that_of_xla(size: int, kernel_size: int, stride: int) -> None:
+def test_dense_convolution_equals_that_of_xla(
+    size: int, kernel_size: int, stride: int, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_layers, "MAX_COPIED_BYTES", most_bytes)
     x, kernel = normal(2, size, size, 3), normal(4, 2, kernel_size, kernel_size)
     expected = jax.lax.conv_general_dilated(
         x.transpose(3, 0, 1, 2),
@@ -101,7 +106,6 @@ def test_dense_convolution_equals_that_of_xla(size: int, kernel_size: int, strid
         [(kernel_size // 2,) * 2] * 2,
         dimension_numbers=("NCHW", "OIHW", "NCHW"),
     )
-    found = jax.jit(convolve, static_argnums=2, compiler_options={"xla_backend_optimization_level": 0})(
-        x, kernel, stride
-    )
+    unoptimised = {"xla_backend_optimization_level": 0}
+    found = jax.jit(lambda x, kernel: convolve(x, kernel, stride), compiler_options=unoptimised)(x, kernel)
     np.testing.assert_allclose(found, expected.transpose(1, 2, 3, 0), atol=1e-5)
