@@ -1,4 +1,4 @@
-"""Files that survive a crash: each is its old or its new version, or lines that are whole."""
+"""Where files go, and files that survive a crash: each is its old or its new version, or lines that are whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+
+def cache_folder() -> Path:
+    """Where Hanax keeps what can be made again: ``$HANAX_CACHE``, by default ``~/.cache/hanax``."""
+    return Path(os.environ.get("HANAX_CACHE") or Path.home() / ".cache" / "hanax")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

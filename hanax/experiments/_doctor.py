@@ -26,7 +26,8 @@ def examine() -> Facts:
     """
     import jax
 
-    from hanax.supernet import cache_folder, keep_compiled_code, keep_freed_memory, native_status
+    from hanax._files import cache_folder
+    from hanax.supernet import keep_compiled_code, keep_freed_memory, native_status
 
     native = native_status()
     return {

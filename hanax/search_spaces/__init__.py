@@ -2,7 +2,7 @@
 
 from hanax.search_spaces._arch import Arch
 from hanax.search_spaces._blocks import Block, Choice, ConvBlock, Head, MBConv, make_divisible
-from hanax.search_spaces._features import block_one_hot, graph_features
+from hanax.search_spaces._features import block_one_hot, fold_blocks, graph_features
 from hanax.search_spaces._graph import INPUT, Activation, Graph, Operator, Shape
 from hanax.search_spaces._mobilenet_v3 import mobilenet_v3
 from hanax.search_spaces._space import (
@@ -36,6 +36,7 @@ __all__ = [
     "Slot",
     "SpaceMismatchError",
     "block_one_hot",
+    "fold_blocks",
     "graph_features",
     "make_divisible",
     "mobilenet_v3",

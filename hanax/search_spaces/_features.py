@@ -6,10 +6,11 @@ Shapes: `n` architectures, `f` features.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from hanax.search_spaces._blocks import Choice
 from hanax.search_spaces._graph import INPUT, Operator
@@ -40,10 +41,28 @@ def graph_features(space: SearchSpace, codes: Int[np.ndarray, "n d"]) -> tuple[l
                 row[column[f"{_label(op)}.macs"]] += op.macs
         return row
 
+    return names, fold_blocks(space, codes, summary, len(names))
+
+
+def fold_blocks(
+    space: SearchSpace,
+    codes: Int[np.ndarray, "n d"],
+    summary: Callable[[list[Operator]], ArrayLike],
+    width: int,
+    combine: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.add,
+) -> Float[np.ndarray, "n f"]:
+    """What `combine` makes of the blocks' summaries, for each network, without building a net per architecture.
+
+    Blocks are lowered and summarised once per choice and input shape, whatever the number of architectures.
+
+    Args:
+        summary: `width` non-negative values of a block, from its operators; its input is named `INPUT`.
+        combine: ``np.add`` for what adds up over operators, ``np.maximum`` for the most of any block.
+    """
     shapes = [(space.image_channels, side, side) for side in space.decisions[space.column(RESOLUTION)].options]
     shape_index = codes[:, space.column(RESOLUTION)].astype(np.int64)
     active = space.active(codes)
-    features = np.zeros((len(codes), len(names)))
+    folded = np.zeros((len(codes), width))
     for slot in space.slots:
         setting, choices = _settings(space, slot, codes, active)
         rows = np.flatnonzero(setting >= 0)
@@ -53,12 +72,13 @@ def graph_features(space: SearchSpace, codes: Int[np.ndarray, "n d"]) -> tuple[l
         ]
         if not blocks:
             continue
-        features[rows] += np.stack([summary(ops) for ops in blocks])[kind]
+        values = np.array([summary(ops) for ops in blocks], dtype=np.float64).reshape(len(blocks), width)
+        folded[rows] = combine(folded[rows], values[kind])
         for ops in blocks:
             if ops[-1].out_shape not in shapes:
                 shapes.append(ops[-1].out_shape)
         shape_index[rows] = np.array([shapes.index(ops[-1].out_shape) for ops in blocks])[kind]
-    return names, features
+    return folded
 
 
 def block_one_hot(space: SearchSpace, codes: Int[np.ndarray, "n d"]) -> Float[np.ndarray, "n f"]:

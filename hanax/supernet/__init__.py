@@ -25,14 +25,17 @@ from hanax.supernet._images import (
     split_validation,
 )
 from hanax.supernet._masked import masked_logits
-from hanax.supernet._native import NativeStatus, cache_folder, native_status
+from hanax.supernet._native import NativeStatus, native_status
+from hanax.supernet._ncnn import to_ncnn
 from hanax.supernet._onnx import ExportMismatchError, check_onnx, run_onnx, to_onnx
 from hanax.supernet._parallel import Parallel
+from hanax.supernet._quantize_onnx import quantize_onnx, quantize_onnx_dynamically
 from hanax.supernet._racing import Outcome
 from hanax.supernet._recipe import Phase, Recipe, n_steps, phases
-from hanax.supernet._stablehlo import to_stablehlo
+from hanax.supernet._stablehlo import to_mlir, to_stablehlo
 from hanax.supernet._static_net import StaticNet
 from hanax.supernet._subnet import Subnet
+from hanax.supernet._tflite import to_tflite, to_tflite_int8
 from hanax.supernet._train import DivergedError, load_supernet, train_subnet, train_supernet
 from hanax.supernet._trie import SharedWork, shared_work
 from hanax.supernet._weights import UncalibratedError, Weights, check_weights, fold_batch_norm, random_weights
@@ -60,7 +63,6 @@ __all__ = [
     "apply_block",
     "augment",
     "backward_along",
-    "cache_folder",
     "check_onnx",
     "check_weights",
     "choose_execution",
@@ -80,6 +82,8 @@ __all__ = [
     "normalise",
     "phases",
     "prepare",
+    "quantize_onnx",
+    "quantize_onnx_dynamically",
     "random_weights",
     "release_freed_memory",
     "resize",
@@ -88,8 +92,12 @@ __all__ = [
     "slice_weights",
     "split_validation",
     "supernet_fingerprint",
+    "to_mlir",
+    "to_ncnn",
     "to_onnx",
     "to_stablehlo",
+    "to_tflite",
+    "to_tflite_int8",
     "train_subnet",
     "train_supernet",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from hanax.supernet._native import cache_folder
+from hanax._files import cache_folder
 
 
 def keep_compiled_code() -> Path:

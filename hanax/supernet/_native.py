@@ -24,6 +24,8 @@ import jax
 import numpy as np
 from jax import Array
 
+from hanax._files import cache_folder
+
 SOURCES = tuple(sorted((Path(__file__).parent / "native").glob("*.*")))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-predictive-commoning", "-fno-tree-vectorize", "-shared", "-fPIC")
 """The kernels are written in vectors; what GCC would add moves sums out of registers and costs up to half more."""
@@ -116,11 +118,6 @@ def _load(wanted: str) -> NativeStatus:
             _target(kernel, suffix), jax.ffi.pycapsule(getattr(handlers, symbol)), platform="cpu"
         )
     return status
-
-
-def cache_folder() -> Path:
-    """Where Hanax keeps what can be made again: ``$HANAX_CACHE``, by default ``~/.cache/hanax``."""
-    return Path(os.environ.get("HANAX_CACHE") or Path.home() / ".cache" / "hanax")
 
 
 def _key(compiler: str) -> str:

@@ -1,6 +1,7 @@
-"""Architectures as StableHLO for XLA on CPU, at inference: batch norms folded and no slow convolution left.
+"""Architectures as StableHLO, at inference: batch norms folded, in layout NHWC, channels innermost.
 
-XLA's CPU convolutions are made for large batches, so each is rewritten in layout NHWC, channels innermost:
+`to_mlir` keeps convolutions, for compilers that are good at them. `to_stablehlo` is for XLA on CPU, whose convolutions
+are made for large batches, and has none left:
 
 * 1x1: one GEMM.
 * Depthwise: shift, multiply and add along the width for all kernel rows at once, then shift and add along the height.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,9 @@ from hanax.search_spaces import INPUT, Graph, Operator
 from hanax.supernet._layers import activate
 from hanax.supernet._weights import Weights, fold_batch_norm, n_classes
 
+ApplyWeighted = Callable[[Operator, Array, np.ndarray], Array]
+"""Computes an operator that has a kernel, without bias and activation."""
+
 
 def to_stablehlo(graph: Graph, weights: Weights, *, batch: int = 1) -> bytes:
     """A model file for XLA: float32 normalised images (batch, channels, height, width) in, logits (batch, classes) out.
@@ -33,25 +38,44 @@ def to_stablehlo(graph: Graph, weights: Weights, *, batch: int = 1) -> bytes:
         ValueError: The weights do not fit the graph, or the network has another kind of convolution or end.
         UncalibratedError: A batch norm has no statistics.
     """
+    return bytes(_export(graph, weights, batch, _weighted).serialize())
+
+
+def to_mlir(graph: Graph, weights: Weights, *, batch: int = 1) -> bytes:
+    """A module for compilers that read StableHLO, such as IREE's: MLIR bytecode that later versions of them read, too.
+
+    Its only function, ``main``, takes float32 normalised images (batch, channels, height, width) to logits (batch,
+    classes).
+
+    Raises:
+        ValueError: The weights do not fit the graph, or the network has another end.
+        UncalibratedError: A batch norm has no statistics.
+    """
+    return bytes(_export(graph, weights, batch, _convolution).mlir_module_serialized)
+
+
+def _export(graph: Graph, weights: Weights, batch: int, weighted: ApplyWeighted) -> export.Exported:
     n_classes(graph)
     folded = fold_batch_norm(graph, weights)
 
     def logits(image: Array) -> Array:
-        return _forward(graph, folded, image)
+        return _forward(graph, folded, image, weighted)
 
     image = jax.ShapeDtypeStruct((batch, *graph.input_shape), jnp.float32)
-    return bytes(export.export(jax.jit(logits), platforms=["cpu"])(image).serialize())
+    return export.export(jax.jit(logits), platforms=["cpu"])(image)
 
 
-def _forward(graph: Graph, folded: Weights, image: Float[Array, "n c h w"]) -> Float[Array, "n classes"]:
+def _forward(
+    graph: Graph, folded: Weights, image: Float[Array, "n c h w"], weighted: ApplyWeighted
+) -> Float[Array, "n classes"]:
     values = {INPUT: jnp.transpose(image, (0, 2, 3, 1))}
     for op in graph.operators:
         inputs = [values[name] for name in op.inputs]
-        values[op.name] = activate(_apply(op, inputs, folded.get(op.name)), op.activation)
+        values[op.name] = activate(_apply(op, inputs, folded.get(op.name), weighted), op.activation)
     return values[graph.operators[-1].name]
 
 
-def _apply(op: Operator, inputs: list[Array], entries: dict[str, np.ndarray] | None) -> Array:
+def _apply(op: Operator, inputs: list[Array], entries: dict[str, np.ndarray] | None, weighted: ApplyWeighted) -> Array:
     if op.kind == "global_pool":
         return inputs[0].mean((1, 2), keepdims=True)
     if op.kind == "multiply":
@@ -59,8 +83,22 @@ def _apply(op: Operator, inputs: list[Array], entries: dict[str, np.ndarray] | N
     if op.kind == "add":
         return inputs[0] + inputs[1]
     assert entries is not None, "folding gives every weighted operator its entries"
-    y = _weighted(op, inputs[0], entries["kernel"])
+    y = weighted(op, inputs[0], entries["kernel"])
     return y + entries["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def _convolution(op: Operator, x: Array, kernel: np.ndarray) -> Array:
+    if op.kind == "dense":
+        return x.reshape(len(x), -1) @ kernel.T
+    margin = kernel.shape[-1] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        jnp.asarray(kernel.transpose(2, 3, 1, 0)),
+        (op.stride, op.stride),
+        [(margin, margin)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=op.groups,
+    )
 
 
 def _weighted(op: Operator, x: Array, kernel: np.ndarray) -> Array:

@@ -27,6 +27,7 @@ from hanax.supernet import (
     shared_work,
     slice_weights,
     supernet_fingerprint,
+    to_mlir,
     to_onnx,
     to_stablehlo,
 )
@@ -260,7 +261,7 @@ def test_statistics_are_those_of_the_first_operator_over_the_training_images(
     np.testing.assert_allclose(weights["variance"], convolved.var(axis=(1, 2, 3)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("use", ["Subnet", "StaticNet", "to_onnx", "to_stablehlo"])
+@pytest.mark.parametrize("use", ["Subnet", "StaticNet", "to_onnx", "to_stablehlo", "to_mlir"])
 def test_a_subnet_without_statistics_is_refused(use: str, space: SearchSpace, trained: Any) -> None:
     arch = space.largest
     graph, weights = space.graph(arch), slice_weights(space, trained.params, arch)
@@ -269,6 +270,7 @@ def test_a_subnet_without_statistics_is_refused(use: str, space: SearchSpace, tr
         "StaticNet": lambda: StaticNet(graph, weights),
         "to_onnx": lambda: to_onnx(graph, weights),
         "to_stablehlo": lambda: to_stablehlo(graph, weights),
+        "to_mlir": lambda: to_mlir(graph, weights),
     }
     with pytest.raises(
         UncalibratedError, match=r"batch norms have no mean and variance, the first after first\.depthwise"

@@ -13,7 +13,7 @@ import pytest
 from jax import export
 
 from hanax.search_spaces import INPUT, Graph, Operator, mobilenet_v3
-from hanax.supernet._stablehlo import to_stablehlo
+from hanax.supernet._stablehlo import _convolution, _export, to_mlir, to_stablehlo
 from hanax.supernet._static_net import StaticNet
 from hanax.supernet._weights import UncalibratedError, Weights, random_weights
 
@@ -83,6 +83,16 @@ def test_no_convolution_is_left_to_xla() -> None:
     model = export.deserialize(bytearray(to_stablehlo(TINY_GRAPH, trained_like_weights(TINY_GRAPH, 0))))
     assert "stablehlo.convolution" not in model.mlir_module()
     assert model.platforms == ("cpu",)
+
+
+def test_mlir_keeps_each_convolution_of_the_graph_and_computes_the_same() -> None:
+    """What the runtimes that read it make of the module is tested with them; here it is run by XLA."""
+    weights, images = trained_like_weights(TINY_GRAPH, 0), images_for(TINY_GRAPH, 2)
+    exported = _export(TINY_GRAPH, weights, 2, _convolution)
+    assert to_mlir(TINY_GRAPH, weights, batch=2).startswith(b"ML\xefR")  # as MLIR bytecode does
+    n_convolutions = sum(op.kind == "conv" for op in TINY_GRAPH.operators)
+    assert exported.mlir_module().count("stablehlo.convolution") == n_convolutions > 3
+    np.testing.assert_allclose(run(exported.call, images), flax_logits(TINY_GRAPH, weights, images), rtol=0, atol=1e-5)
 
 
 def test_the_model_runs_in_a_process_that_has_only_jax(tmp_path: Path) -> None:
