@@ -167,6 +167,16 @@ def test_minimum_versions_are_the_lower_bounds_that_are_declared() -> None:
     assert pinned == bounds
 
 
+def test_the_extra_of_a_runtime_asks_for_what_its_worker_holds() -> None:
+    from hanax.devices import RUNTIMES
+
+    for runtime in RUNTIMES.values():
+        if runtime.extra is not None and runtime.requirements:
+            asked = set(PROJECT["optional-dependencies"][runtime.extra])
+            # An emulated machine needs no compiler.
+            assert set(runtime.requirements) <= asked if runtime.is_emulated else set(runtime.requirements) == asked
+
+
 def test_shapes_and_types_are_checked_while_tests_run() -> None:
     import numpy as np
     from jaxtyping import TypeCheckError

@@ -23,8 +23,11 @@ class Ledger:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def record(self, device: str, arch: Arch, purpose: str) -> None:
+    def record(self, device: str, arch: Arch | str, purpose: str) -> None:
         """Count one measurement of `arch` on the device called `device`; on disk when this returns.
+
+        Args:
+            arch: Or the name of a network that is none, such as a block by itself.
 
         Raises:
             OSError: The file cannot be written.

@@ -8,22 +8,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from hanax.devices._local_agent import Agent
+from hanax.devices._rounds import ImpossibleAnswerError, RoundTimes, check_number, check_round, shortened
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The version of the agent's protocol that this client speaks."""
-
-CLOCK_TOLERANCE = 0.01
-"""Two machines' clocks may tick this much apart, as a share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +54,44 @@ class AgentStats:
     Attributes:
         peak_rss_bytes: Most memory its process has had resident; None where its system does not say.
         load_average: Runnable processes over the last minute; None where its system does not say.
+        busy_share: Share of the cores it may run on that others had since the last time it was asked, 0 to 1: other
+            processes, interrupts, the hypervisor. None where its system does not say.
+        busy_over_s: The time that `busy_share` is of; 0 where that is None.
     """
 
     peak_rss_bytes: int | None
     load_average: float | None
+    busy_share: float | None
+    busy_over_s: float
+
+
+STAGES = ("preprocess", "copy", "compute", "postprocess")
+"""From a byte image to the best class: the parts of an inference, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagesRound:
+    """One model, run end to end again and again for a moment.
+
+    Attributes:
+        runs_ms: Duration of every part (`STAGES`) of every run.
+        wall_ms: Time that passed.
+        cpu_ms: CPU time that the agent's process got meanwhile, all threads together.
+    """
+
+    runs_ms: Float[np.ndarray, "r 4"]
+    wall_ms: float
+    cpu_ms: float
+
+    @property
+    def best_ms(self) -> float:
+        """The fastest run, all parts together."""
+        return float(self.runs_ms.sum(axis=1).min())
+
+    @property
+    def stolen_share(self) -> float:
+        """As of a `Round`."""
+        return max(0.0, 1.0 - self.cpu_ms / self.wall_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +121,11 @@ class Round:
         """
         return max(0.0, 1.0 - self.cpu_ms / self.wall_ms)
 
+    @classmethod
+    def of(cls, times: RoundTimes) -> Round:
+        """The round that was timed."""
+        return cls(np.array(times.runs_ns, dtype=np.float64) / 1e6, times.wall_ns / 1e6, times.cpu_ns / 1e6)
+
 
 def identify(agent: Agent) -> DeviceIdentity:
     """The device behind `agent`.
@@ -104,10 +140,10 @@ def identify(agent: Agent) -> DeviceIdentity:
         if result.get(key) != expected:
             agent.fail("info", "", f"its {key} is {result.get(key)!r}; {agent.spec.name} means {expected!r}")
     if result.get("runtime_version") is None:
-        agent.fail("info", "", f"the Python package {result.get('package')} is missing in its environment")
+        agent.fail("info", "", f"the package {result.get('package')} is missing in its environment")
     return DeviceIdentity(
         cpu_model=_text(agent, "info", result, "cpu_model"),
-        cores=int(_number(agent, "info", "", result, "cores", at_least=1)),
+        cores=int(_number(agent, "info", result, "cores", at_least=1)),
         runtime=agent.spec.runtime,
         runtime_version=_text(agent, "info", result, "runtime_version"),
         precision=agent.spec.precision,
@@ -140,26 +176,76 @@ def run_round(agent: Agent, name: str, sha256: str, *, inner_ms: float, inner_ru
         AgentError: The numbers cannot be true: not positive, not finite, fewer than asked for, runs that take longer
             than the round, or a round that takes longer than it took to wait for it.
     """
-    asked = time.perf_counter()
+    asked = time.perf_counter_ns()
     result = agent.request("bench", name, sha256=sha256, inner_ms=inner_ms, inner_runs=inner_runs)
-    waited_ms = (time.perf_counter() - asked) * 1e3
+    waited_ns = time.perf_counter_ns() - asked
+    try:
+        return Round.of(check_round(result, inner_ms, inner_runs, waited_ns))
+    except ImpossibleAnswerError as error:
+        agent.fail("bench", name, str(error))
+
+
+def run_stages(
+    agent: Agent, name: str, sha256: str, *, inner_ms: float, inner_runs: int, image_size: int
+) -> StagesRound:
+    """Run a loaded model end to end, from byte images of `image_size` pixels a side, as long as `run_round` does.
+
+    Raises:
+        AgentError: As of `run_round`; or the runtime's parts cannot be told apart.
+    """
+    asked = time.perf_counter_ns()
+    result = agent.request(
+        "stages", name, sha256=sha256, inner_ms=inner_ms, inner_runs=inner_runs, image_size=image_size
+    )
+    waited_ns = time.perf_counter_ns() - asked
     runs = result.get("runs_ns")
-    if not isinstance(runs, list) or len(runs) < inner_runs:
-        agent.fail("bench", name, f"runs_ns must be a list of {inner_runs} or more durations; it is {_short(runs)}")
-    for run in runs:
-        _number(agent, "bench", name, {"runs_ns": run}, "runs_ns", at_least=1)
-    wall_ms = _number(agent, "bench", name, result, "wall_ns", at_least=1) / 1e6
-    cpu_ms = _number(agent, "bench", name, result, "cpu_ns", at_least=0) / 1e6
-    runs_ms = np.array(runs, dtype=np.float64) / 1e6
-    if not inner_ms * (1 - CLOCK_TOLERANCE) <= wall_ms <= waited_ms * (1 + CLOCK_TOLERANCE) + 1:
-        agent.fail(
-            "bench",
-            name,
-            f"it reports a round of {wall_ms:g} ms; {inner_ms:g} ms were asked and {waited_ms:.3f} waited",
-        )
-    if runs_ms.sum() > wall_ms * (1 + 1e-6):
-        agent.fail("bench", name, f"it reports runs of {runs_ms.sum():g} ms together in a round of {wall_ms:g} ms")
-    return Round(runs_ms, wall_ms, cpu_ms)
+    try:
+        for run in runs if isinstance(runs, list) else []:
+            if not isinstance(run, list) or len(run) != len(STAGES):
+                raise ImpossibleAnswerError(
+                    f"a run must be {len(STAGES)} durations ({', '.join(STAGES)}); it is {shortened(run)}"
+                )
+            for part in run:
+                check_number({"runs_ns": part}, "runs_ns", at_least=0)
+        totals = [sum(run) for run in runs] if isinstance(runs, list) else runs
+        times = check_round(result | {"runs_ns": totals}, inner_ms, inner_runs, waited_ns)
+    except ImpossibleAnswerError as error:
+        agent.fail("stages", name, str(error))
+    return StagesRound(np.array(runs, dtype=np.float64) / 1e6, times.wall_ns / 1e6, times.cpu_ns / 1e6)
+
+
+def count_runs(agent: Agent, name: str, sha256: str, runs: int) -> int:
+    """Instructions of `runs` inferences of a loaded model together.
+
+    Raises:
+        AgentError: The agent cannot count, or the number cannot be true.
+    """
+    result = agent.request("count", name, sha256=sha256, runs=runs)
+    instructions = _number(agent, "count", result, "instructions", at_least=1, about=name)
+    if not instructions.is_integer():
+        agent.fail("count", name, f"instructions must be a whole number; it is {instructions!r}")
+    return int(instructions)
+
+
+def run_model(
+    agent: Agent, name: str, sha256: str, images: Float32[np.ndarray, "n c h w"]
+) -> Float32[np.ndarray, "n classes"]:
+    """What a loaded model computes for `images`, as many as it takes at a time: its only output.
+
+    Raises:
+        AgentError: The agent failed, or the answer is not one array of finite numbers per image.
+    """
+    content = base64.b64encode(np.ascontiguousarray(images, dtype="<f4").tobytes()).decode("ascii")
+    result = agent.request("run", name, sha256=sha256, base64=content, shape=list(images.shape))
+    try:
+        (output,) = result["outputs"]
+        values = np.frombuffer(base64.b64decode(output["base64"], validate=True), dtype="<f4")
+        values = values.reshape(output["shape"]).reshape(len(images), -1).astype(np.float32)
+    except (KeyError, TypeError, ValueError) as error:
+        agent.fail("run", name, f"its answer is not one output per image ({error}); it is {shortened(result)}")
+    if not np.isfinite(values).all():
+        agent.fail("run", name, "its output is not finite")
+    return values
 
 
 def unload_model(agent: Agent, name: str, sha256: str) -> None:
@@ -178,27 +264,25 @@ def agent_stats(agent: Agent) -> AgentStats:
         AgentError: The agent failed, or the numbers cannot be true.
     """
     result = agent.request("stats")
-    peak, load = (
-        None if result.get(key) is None else _number(agent, "stats", "", result, key, at_least=least)
-        for key, least in (("peak_rss_bytes", 1), ("load_average", 0))
+    peak, load, busy = (
+        None if result.get(key) is None else _number(agent, "stats", result, key, at_least=least)
+        for key, least in (("peak_rss_bytes", 1), ("load_average", 0), ("busy_share", 0))
     )
-    return AgentStats(None if peak is None else int(peak), load)
+    if busy is not None and busy > 1:
+        agent.fail("stats", "", f"busy_share must be from 0 to 1; it is {busy:g}")
+    over_s = 0.0 if busy is None else _number(agent, "stats", result, "busy_over_s", at_least=0)
+    return AgentStats(None if peak is None else int(peak), load, busy, over_s)
 
 
-def _number(agent: Agent, op: str, about: str, result: dict[str, Any], key: str, *, at_least: int) -> float:
-    value = result.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < at_least:
-        agent.fail(op, about, f"{key} must be a finite number of at least {at_least}; it is {_short(value)}")
-    return float(value)
+def _number(agent: Agent, op: str, result: dict[str, Any], key: str, *, at_least: int, about: str = "") -> float:
+    try:
+        return check_number(result, key, at_least)
+    except ImpossibleAnswerError as error:
+        agent.fail(op, about, str(error))
 
 
 def _text(agent: Agent, op: str, result: dict[str, Any], key: str) -> str:
     value = result.get(key)
     if not isinstance(value, str) or not value:
-        agent.fail(op, "", f"{key} must be a text; it is {_short(value)}")
+        agent.fail(op, "", f"{key} must be a text; it is {shortened(value)}")
     return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["measured"]
-Runtime = Literal["onnxruntime", "xla"]
-ModelFormat = Literal["onnx", "stablehlo"]
+from hanax.devices._modelled import cost_model_names, give_file_command, missing_file
+from hanax.devices._runtimes import RUNTIMES, is_present, missing_programs, runtime_python
+
+Kind = Literal["measured", "counted", "modelled"]
+Precision = Literal["fp32", "int8", "dynamic-int8"]
+ModelFormat = Literal[
+    "onnx", "onnx-int8", "onnx-dynamic-int8", "stablehlo", "mlir", "vmfb-cortex-a53", "tflite", "tflite-int8", "ncnn"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +21,14 @@ class DeviceSpec:
     """A way to run a model on a machine; together with the machine it is a device.
 
     Attributes:
-        kind: Where its numbers come from; ``measured``: from a clock.
-        runtime: What executes the model.
-        precision: Number format of weights and activations.
-        model_format: What `build_model` has to make: ONNX, or a serialised ``jax.export`` artefact.
+        kind: Where its numbers come from; ``measured``: from a clock, ``counted``: from counting instructions,
+            ``modelled``: from the graph alone.
+        runtime: What executes the model, as in `RUNTIMES`.
+        precision: Number format of weights and activations; ``dynamic-int8`` finds activation scales at run time.
+        model_format: What `build_model` has to make. ``stablehlo`` is a serialised ``jax.export`` artefact, ``mlir``
+            the StableHLO alone as MLIR bytecode, ``vmfb-cortex-a53`` that as IREE compiles it for that core, ``ncnn``
+            a zip of ``model.param`` and ``model.bin``; ``tflite`` takes its images in NHWC, to which its agent brings
+            them. ``-int8`` holds fixed scales, in ONNX as QDQ pairs.
         threads: Threads that may work on one inference.
         batch: Images per inference; latencies are per inference, not per image.
 
@@ -30,8 +38,8 @@ class DeviceSpec:
 
     name: str
     kind: Kind
-    runtime: Runtime
-    precision: Literal["fp32"]
+    runtime: str
+    precision: Precision
     model_format: ModelFormat
     threads: int = 1
     batch: int = 1
@@ -47,13 +55,27 @@ DEVICES: dict[str, DeviceSpec] = {
     spec.name: spec
     for spec in (
         DeviceSpec("onnxruntime-fp32", "measured", "onnxruntime", "fp32", "onnx"),
+        DeviceSpec("onnxruntime-int8", "measured", "onnxruntime", "int8", "onnx-int8"),
+        DeviceSpec("onnxruntime-dynamic-int8", "measured", "onnxruntime", "dynamic-int8", "onnx-dynamic-int8"),
+        DeviceSpec("openvino-fp32", "measured", "openvino", "fp32", "onnx"),
+        DeviceSpec("openvino-int8", "measured", "openvino", "int8", "onnx-int8"),
+        DeviceSpec("mnn-fp32", "measured", "mnn", "fp32", "onnx"),
+        DeviceSpec("tract-fp32", "measured", "tract", "fp32", "onnx"),
+        DeviceSpec("torch-fp32", "measured", "torch", "fp32", "onnx"),
+        DeviceSpec("onnxruntime-web-fp32", "measured", "onnxruntime-web", "fp32", "onnx"),
         DeviceSpec("xla-fp32", "measured", "xla", "fp32", "stablehlo"),
+        DeviceSpec("iree-fp32", "measured", "iree", "fp32", "mlir"),
+        DeviceSpec("iree-generic-fp32", "measured", "iree-generic", "fp32", "mlir"),
+        DeviceSpec("ncnn-aarch64-instructions", "counted", "ncnn-aarch64", "fp32", "ncnn"),
+        DeviceSpec("iree-cortex-a53-instructions", "counted", "iree-aarch64", "fp32", "vmfb-cortex-a53"),
+        DeviceSpec("litert-fp32", "measured", "litert", "fp32", "tflite"),
+        DeviceSpec("litert-int8", "measured", "litert", "int8", "tflite-int8"),
+        DeviceSpec("litert-no-delegate-fp32", "measured", "litert-no-delegate", "fp32", "tflite"),
+        DeviceSpec("litert-no-delegate-int8", "measured", "litert-no-delegate", "int8", "tflite-int8"),
+        DeviceSpec("ncnn-fp32", "measured", "ncnn", "fp32", "ncnn"),
     )
 }
 """The devices that can be named; ``dataclasses.replace(spec, threads=2)`` makes others."""
-
-PACKAGES: dict[Runtime, str] = {"onnxruntime": "onnxruntime", "xla": "jax"}
-"""The Python package that each runtime needs."""
 
 
 class UnknownDeviceError(ValueError):
@@ -64,18 +86,24 @@ def find_device(name: str) -> DeviceSpec:
     """The device called `name`.
 
     Raises:
-        UnknownDeviceError: There is none.
+        UnknownDeviceError: There is none, or it is a cost model, which nothing runs on.
     """
     if name in DEVICES:
         return DEVICES[name]
-    nearest = difflib.get_close_matches(name, DEVICES, n=1, cutoff=0.4)
+    if name in cost_model_names():
+        raise UnknownDeviceError(
+            f"{name} is a cost model: it is computed from a network's graph, so there is nothing to install or to run; "
+            f"`hanax collect latency --device {name}` makes a table of its costs, `find_cost_model({name!r})` gives it"
+        )
+    known = [*DEVICES, *cost_model_names()]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise UnknownDeviceError(f"unknown device {name!r}; known devices: {', '.join(DEVICES)}{hint}")
+    raise UnknownDeviceError(f"unknown device {name!r}; known devices: {', '.join(known)}{hint}")
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """Whether a device can be measured from here.
+    """Whether a device can be measured, or its costs be computed, from here.
 
     Attributes:
         missing: What is not there, in words; None if available.
@@ -90,13 +118,31 @@ class DeviceStatus:
 
 
 def device_statuses() -> list[DeviceStatus]:
-    """The status of every known device, without loading any runtime."""
-    return [_status(spec) for spec in DEVICES.values()]
+    """The status of every known device and cost model, without loading any runtime."""
+    return [*(_status(spec) for spec in DEVICES.values()), *(_model_status(name) for name in cost_model_names())]
+
+
+def _model_status(name: str) -> DeviceStatus:
+    missing = missing_file(name)
+    return DeviceStatus(name, "modelled", missing is None, missing, None if missing is None else give_file_command())
 
 
 def _status(spec: DeviceSpec) -> DeviceStatus:
-    package = PACKAGES[spec.runtime]
-    if importlib.util.find_spec(package) is not None:
+    runtime = RUNTIMES[spec.runtime]
+    missing = missing_programs(runtime)
+    needed = [runtime, *(RUNTIMES[name] for name in runtime.needs)]
+    missing += [each.what for each in needed if runtime_python(each) is None]
+    if not missing:
         return DeviceStatus(spec.name, spec.kind, True, None, None)
-    missing = f"the Python package {package}"
-    return DeviceStatus(spec.name, spec.kind, False, missing, f"python -m pip install {package}")
+    return DeviceStatus(spec.name, spec.kind, False, ", ".join(missing), install_command(spec))
+
+
+def install_command(spec: DeviceSpec) -> str:
+    """The command that adds what `spec` needs and this machine lacks."""
+    runtime = RUNTIMES[spec.runtime]
+    packages = [package for program, package in runtime.programs if not is_present(program)]
+    commands = [f"apt-get install {' '.join(packages)}"] if packages else []
+    commands.append(
+        f"hanax devices install {spec.name}" if runtime.extra else f"python -m pip install {runtime.package}"
+    )
+    return " && ".join(commands)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from hanax._files import write_atomically
+from hanax.devices._reliability import Reliability, compare_passes
 from hanax.devices._requests import DeviceIdentity
+from hanax.devices._stored_table import (
+    TableError,
+    check_columns,
+    check_positive,
+    read_table,
+    require_device,
+    write_table,
+)
 from hanax.search_spaces import Arch, SearchSpace, graph_features
 
 if TYPE_CHECKING:
@@ -43,29 +51,35 @@ COLUMNS: dict[str, str] = {
     "threads": "int64",
     "batch": "int64",
     "load_average": "float64",
+    "busy_share": "float64",
     "measured_at": "str",
     "purpose": "str",
+    "pass_latency_ms": "list",
 }
-"""Name and type of every column, in order. `Measurement` says what they mean."""
+"""Name and type of every column, in order. `Measurement` says what they mean.
+
+``pass_latency_ms`` holds the latency that each pass found, in order; `combine_passes` says what the other columns hold
+when there are several. A row without it is the first pass, one without ``busy_share`` does not know it: so tables of
+format 1, which had neither, are read.
+"""
 
 KEY = ["arch", "purpose"]
 POSITIVE = ["latency_ms", "latency_low_ms", "latency_high_ms", "min_ms", "p10_ms", "median_ms"]
 
-METADATA_KEY = b"hanax"
-FORMAT = "hanax.latency_table/1"
+FORMAT = "hanax.latency_table/2"
+FIRST_FORMAT = "hanax.latency_table/1"
 
 OUTLIER_SIGMAS = 6.0
 LEAST_SIGMA = 0.02
 """Differences below this, in log latency, are never what makes an outlier."""
 FEWEST_ROWS_FOR_OUTLIERS = 10
-
-
-class TableError(ValueError):
-    """A latency table cannot be read, or its rows cannot be true."""
-
-
-class DeviceMismatchError(ValueError):
-    """A latency table belongs to another device: machine, runtime, its version, or the way it is used."""
+FEWEST_EQUAL = 3
+MANY_EQUAL = 0.05
+"""So many rows of exactly the same latency, and this share of all, are no chance."""
+MOST_INVERSIONS = 10
+"""Worst ones that are told one by one."""
+UNSTEADY = 1.5
+"""A typical run takes at most this many times the latency, on a machine that is left alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +94,8 @@ class LatencyTable:
         device_description: For people.
 
     Raises:
-        TableError: A column is missing or unknown, an architecture has two rows for one purpose, or a latency is not
-            a positive finite number.
+        TableError: A column is missing or unknown, an architecture has two rows for one purpose, a latency is not
+            a positive finite number, or the latencies of the passes are not those that `latency_ms` combines.
     """
 
     frame: pd.DataFrame
@@ -91,25 +105,27 @@ class LatencyTable:
     device_description: str = ""
 
     def __post_init__(self) -> None:
-        columns = list(self.frame.columns)
-        if missing := [name for name in COLUMNS if name not in columns]:
-            raise TableError(f"latency table without column(s) {', '.join(missing)}; it has {', '.join(columns)}")
-        if unknown := [name for name in columns if name not in COLUMNS]:
-            raise TableError(f"latency table with unknown column(s) {', '.join(unknown)}; known: {', '.join(COLUMNS)}")
+        check_columns(self.frame, list(COLUMNS), "latency table")
         if (again := self.frame.duplicated(KEY)).any():
             arch, purpose = self.frame.loc[again, KEY].iloc[0]
             raise TableError(f"latency table with two rows for arch {arch}, purpose {purpose!r}")
-        for name in POSITIVE:
-            values = self.frame[name].to_numpy(dtype=np.float64)
-            wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-            if len(wrong):
-                arch = self.frame["arch"].iloc[wrong[0]]
-                raise TableError(f"arch {arch}: {name} must be a positive finite number; it is {values[wrong[0]]}")
+        check_positive(self.frame, POSITIVE)
+        for arch, latency, of_passes in self.frame[["arch", "latency_ms", "pass_latency_ms"]].itertuples(index=False):
+            if len(of_passes) == 0 or not math.isclose(_geometric_mean(of_passes), latency, rel_tol=1e-9):
+                raise TableError(
+                    f"arch {arch}: latency_ms is {latency}; the passes found {list(of_passes)}, "
+                    "whose geometric mean it must be"
+                )
 
     @classmethod
     def empty(cls, space: SearchSpace, device: DeviceIdentity) -> LatencyTable:
         """The table of `space` on `device` before anything was measured."""
-        return cls(_frame([]), space.fingerprint, device.fingerprint, space.name, str(device))
+        return cls.of(space.name, space.fingerprint, device)
+
+    @classmethod
+    def of(cls, space_name: str, space_fingerprint: str, device: DeviceIdentity) -> LatencyTable:
+        """The table before anything was measured of a space that is not at hand, but for its fingerprint."""
+        return cls(_frame([]), space_fingerprint, device.fingerprint, space_name, str(device))
 
     @classmethod
     def read(cls, path: str | Path) -> LatencyTable:
@@ -119,19 +135,11 @@ class LatencyTable:
             FileNotFoundError: There is no file.
             TableError: It is damaged or not a latency table.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        frame, fields = read_table(path, [FORMAT, FIRST_FORMAT], "latency table")
+        if fields.pop("format") == FIRST_FORMAT:
+            frame = _completed(frame)
         try:
-            stored = pq.read_table(pa.BufferReader(Path(path).read_bytes()))
-        except pa.ArrowInvalid as error:
-            raise TableError(f"{path} is not a readable Parquet file: {error}") from error
-        metadata = (stored.schema.metadata or {}).get(METADATA_KEY)
-        fields = json.loads(metadata) if metadata else {}
-        if fields.pop("format", None) != FORMAT:
-            raise TableError(f"{path} is Parquet but not a latency table: it has no metadata {FORMAT!r}")
-        try:
-            return cls(frame=stored.to_pandas(), **fields)
+            return cls(frame=frame, **fields)
         except TableError as error:
             raise TableError(f"{path}: {error}") from error
 
@@ -141,22 +149,14 @@ class LatencyTable:
         Raises:
             OSError: The folder cannot be written to.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        fields = {"format": FORMAT} | {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "frame"
-        }
-        types = {"str": pa.string(), "float64": pa.float64(), "int64": pa.int64(), "bool": pa.bool_()}
-        schema = pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
-        stored = pa.Table.from_pandas(self.frame, schema=schema, preserve_index=False)
-        stored = stored.replace_schema_metadata({**stored.schema.metadata, METADATA_KEY: json.dumps(fields)})
-        sink = pa.BufferOutputStream()
-        pq.write_table(stored, sink)
-        write_atomically(Path(path), sink.getvalue().to_pybytes())
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "frame"}
+        write_table(path, self.frame, COLUMNS, {"format": FORMAT} | fields)
 
     def append(self, rows: Sequence[Mapping[str, object]]) -> LatencyTable:
-        """This table with `rows` after its own; each has all of `COLUMNS`.
+        """This table with `rows` after its own.
+
+        Args:
+            rows: Each has all of `COLUMNS`; ``pass_latency_ms`` and ``busy_share`` may be left out.
 
         Raises:
             TableError: As for any table; an architecture that is there already for the same purpose.
@@ -169,9 +169,43 @@ class LatencyTable:
         frame = pd.concat([self.frame, added], ignore_index=True) if len(self.frame) else added
         return dataclasses.replace(self, frame=frame)
 
-    def archs(self, purpose: Purpose) -> list[Arch]:
-        """The architectures measured for `purpose`, in the order of the rows."""
-        return [Arch.parse(text) for text in self.frame.loc[self.frame["purpose"] == purpose, "arch"]]
+    def add_pass(self, rows: Sequence[Mapping[str, object]]) -> LatencyTable:
+        """This table with one more pass over the architectures of `rows`, combined with those it has.
+
+        Raises:
+            TableError: The table does not have one of the architectures for the same purpose yet.
+        """
+        frame = self.frame.copy()
+        place = {key: index for index, key in enumerate(zip(*(frame[name] for name in KEY), strict=True))}
+        records: list[dict[Any, Any]] = frame.to_dict("records")
+        for row in rows:
+            key = tuple(row[name] for name in KEY)
+            if key not in place:
+                raise TableError(f"arch {key[0]}, purpose {key[1]!r} has no pass yet that another could follow")
+            records[place[key]] = combine_passes(records[place[key]], row)
+        return dataclasses.replace(self, frame=_frame(records))
+
+    def archs(self, purpose: Purpose, passes: int = 1) -> list[Arch]:
+        """The architectures measured for `purpose` in at least so many passes, in the order of the rows."""
+        wanted = (self.frame["purpose"] == purpose) & (self.frame["pass_latency_ms"].map(len) >= passes)
+        return [Arch.parse(text) for text in self.frame.loc[wanted, "arch"]]
+
+    def reliability(self, purpose: Purpose = "table") -> Reliability | None:
+        """How well the first two passes agree; None before two architectures have been measured twice."""
+        rows = self.frame[(self.frame["purpose"] == purpose) & (self.frame["pass_latency_ms"].map(len) >= 2)]
+        if len(rows) < 2:
+            return None
+        first, second = (np.array([float(of[step]) for of in rows["pass_latency_ms"]]) for step in (0, 1))
+        half = (rows["latency_high_ms"] - rows["latency_low_ms"]).to_numpy() / 2 / rows["latency_ms"].to_numpy()
+        return compare_passes(
+            first,
+            second,
+            rows["arch"].to_list(),
+            half_widths=half,
+            rejected_share=float(rows["rejected_rounds"].sum() / (rows["rejected_rounds"] + rows["n_rounds"]).sum()),
+            unconverged_share=float(1 - rows["converged"].mean()),
+            busy_share=float(rows["busy_share"].median()),
+        )
 
     def for_space(self, space: SearchSpace) -> LatencyTable:
         """This table, if it belongs to `space`.
@@ -188,25 +222,29 @@ class LatencyTable:
         Raises:
             DeviceMismatchError: It does not; names both fingerprints.
         """
-        if self.device_fingerprint != device.fingerprint:
-            raise DeviceMismatchError(
-                f"the latency table was measured on {self.device_description or '(undescribed)'} with fingerprint "
-                f"{self.device_fingerprint}; the device here is {device} with fingerprint {device.fingerprint}"
-            )
+        require_device(device, self.device_fingerprint, self.device_description, "latency table")
         return self
 
     def lint(self, space: SearchSpace) -> list[str]:
         """What is suspicious about the rows, in sentences; empty if nothing is.
 
-        Rows that did not reach the confidence asked for; outliers of a fit to MACs, operators and memory traffic; and
-        networks that contain another one, being at least as large in every decision, yet are faster than it with
-        intervals that do not overlap.
+        Rows that did not reach the confidence asked for; passes that disagree by more than the others do; many
+        networks with the very same latency; networks whose typical run is far slower than their fastest ones; outliers
+        of a fit to MACs, operators and memory traffic; and networks that contain another one, being at least as large
+        in every decision, yet are faster than it with intervals that do not overlap.
 
         Raises:
             SpaceMismatchError: The table belongs to another space.
         """
         self.for_space(space)
-        return [*self._unconverged(), *self._outliers(space), *self._inversions(space)]
+        return [
+            *self._unconverged(),
+            *self._constant(),
+            *self._unsteady(),
+            *self._disagreeing(),
+            *self._outliers(space),
+            *self._inversions(space),
+        ]
 
     def _unconverged(self) -> list[str]:
         rows = self.frame[~self.frame["converged"]]
@@ -217,6 +255,43 @@ class LatencyTable:
         return [
             f"{len(rows)} of {len(self.frame)} rows did not converge; the widest interval is +-{spread.max():.1%}, "
             f"of {worst['arch']} ({worst['rejected_rounds']} rounds rejected, {worst['n_rounds']} used)"
+        ]
+
+    def _constant(self) -> list[str]:
+        """A clock does not read the same to the last digit for different networks; a broken device does."""
+        counts = self.frame["latency_ms"].value_counts()
+        if counts.empty or counts.iloc[0] < max(FEWEST_EQUAL, MANY_EQUAL * len(self.frame)):
+            return []
+        return [
+            f"{counts.iloc[0]} of {len(self.frame)} rows have exactly the same latency, {counts.index[0]} ms: "
+            "a clock that is too coarse, or a device that does not measure"
+        ]
+
+    def _unsteady(self) -> list[str]:
+        rows = self.frame[self.frame["median_ms"] > UNSTEADY * self.frame["latency_ms"]]
+        if rows.empty:
+            return []
+        ratio = rows["median_ms"] / rows["latency_ms"]
+        worst = rows.iloc[int(ratio.to_numpy().argmax())]
+        return [
+            f"in {len(rows)} of {len(self.frame)} rows the typical run takes more than {UNSTEADY:g} times the fastest "
+            f"of its round: the machine was disturbed or changed its speed; most of all in {worst['arch']} "
+            f"({worst['median_ms']:.4g} against {worst['latency_ms']:.4g} ms)"
+        ]
+
+    def _disagreeing(self) -> list[str]:
+        rows = self.frame[self.frame["pass_latency_ms"].map(len) >= 2]
+        if len(rows) < 2:
+            return []
+        logs = np.log([[of[0], of[1]] for of in rows["pass_latency_ms"]])
+        change = logs[:, 1] - logs[:, 0]
+        change -= np.median(change)
+        sigma = max(LEAST_SIGMA, 1.4826 * float(np.median(np.abs(change))))
+        return [
+            f"{rows['arch'].iloc[row]}: {np.exp(logs[row, 0]):.4g} ms in the first pass and "
+            f"{np.exp(logs[row, 1]):.4g} ms in the second, {abs(change[row]) / sigma:.0f} sigma from how the others "
+            "changed"
+            for row in np.flatnonzero(np.abs(change) > OUTLIER_SIGMAS * sigma)
         ]
 
     def _outliers(self, space: SearchSpace) -> list[str]:
@@ -238,23 +313,74 @@ class LatencyTable:
         marked = np.where(space.active(codes), codes, -1)
         low, high = (self.frame[name].to_numpy(dtype=np.float64) for name in ("latency_low_ms", "latency_high_ms"))
         arch = self.frame["arch"].to_list()
-        found = []
+        pairs: list[tuple[int, int]] = []
         for large in range(len(marked)):
             is_inside = (marked <= marked[large]).all(axis=1) & (marked != marked[large]).any(axis=1)
-            found += [
-                f"{arch[large]} contains {arch[small]} and is faster: {low[large]:.4g} to {high[large]:.4g} ms against "
-                f"{low[small]:.4g} to {high[small]:.4g} ms"
-                for small in np.flatnonzero(is_inside & (high[large] < low))
-            ]
+            pairs += [(large, small) for small in np.flatnonzero(is_inside & (high[large] < low)).tolist()]
+        pairs.sort(key=lambda pair: high[pair[0]] / low[pair[1]])
+        found = [
+            f"{arch[large]} contains {arch[small]} and is faster: {low[large]:.4g} to {high[large]:.4g} ms against "
+            f"{low[small]:.4g} to {high[small]:.4g} ms"
+            for large, small in pairs[:MOST_INVERSIONS]
+        ]
+        if len(pairs) > MOST_INVERSIONS:
+            found.append(f"and {len(pairs) - MOST_INVERSIONS} more pairs like these, less far apart")
         return found
+
+
+def combine_passes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of an architecture that was measured again: `before` holds the passes so far, `after` one more.
+
+    * ``latency_ms``: geometric mean of the passes' latencies. What changes between passes is mostly the machine's
+      speed, a factor, and neither pass is the true one.
+    * ``latency_low_ms`` and ``latency_high_ms``: the passes' 95 % intervals and all between them. If the latency itself
+      differed between passes, this holds the (geometric) mean of the true latencies with at least 95 %: it can only be
+      missed above if the pass with the largest true latency misses its own, which happens in 2.5 %; and so below.
+    * ``min_ms``: the least; counts of runs and rounds: sums; ``converged``: in all passes; ``load_average`` and
+      ``busy_share``: the largest; ``measured_at``: the last.
+    * ``p10_ms``, ``median_ms``, ``iqr_ms``, ``cpu_ms``: means over the passes, each weighted by its runs, since the
+      runs are not kept.
+    """
+    passes = [*before["pass_latency_ms"], float(after["latency_ms"])]
+    weight = after["n_runs"] / (before["n_runs"] + after["n_runs"])
+    combined = dict(before) | {"pass_latency_ms": passes, "latency_ms": _geometric_mean(passes)}
+    combined["latency_low_ms"] = min(before["latency_low_ms"], after["latency_low_ms"])
+    combined["latency_high_ms"] = max(before["latency_high_ms"], after["latency_high_ms"])
+    combined["min_ms"] = min(before["min_ms"], after["min_ms"])
+    for name in ("n_runs", "n_rounds", "rejected_rounds"):
+        combined[name] = before[name] + after[name]
+    for name in ("p10_ms", "median_ms", "iqr_ms", "cpu_ms"):
+        combined[name] = (1 - weight) * before[name] + weight * after[name]
+    for name in ("load_average", "busy_share"):
+        combined[name] = float(np.fmax(before[name], after.get(name, np.nan)))
+    combined["converged"] = bool(before["converged"] and after["converged"])
+    combined["measured_at"] = after["measured_at"]
+    return combined
+
+
+def _geometric_mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(values[0]) if len(values) == 1 else float(np.exp(np.mean(np.log(values))))
 
 
 def _frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     import pandas as pd
 
-    frame = pd.DataFrame([dict(row) for row in rows], columns=None if rows else list(COLUMNS))
-    known: dict[Any, Any] = {name: kind for name, kind in COLUMNS.items() if name in frame.columns}
+    frame = _completed(pd.DataFrame([dict(row) for row in rows], columns=None if rows else list(COLUMNS)))
+    known: dict[Any, Any] = {name: kind for name, kind in COLUMNS.items() if name in frame.columns and kind != "list"}
     return frame.astype(known)
+
+
+def _completed(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with what a row may leave out, in the order of `COLUMNS`."""
+    if "latency_ms" not in frame.columns:
+        return frame
+    if "busy_share" not in frame.columns:
+        frame = frame.assign(busy_share=np.nan)
+    if "pass_latency_ms" not in frame.columns:
+        alone: Any = [[float(latency)] for latency in frame["latency_ms"]]
+        frame = frame.assign(pass_latency_ms=alone)
+    order = [name for name in COLUMNS if name in frame.columns]
+    return frame[[*order, *(name for name in frame.columns if name not in COLUMNS)]]
 
 
 def _least_absolute_fit(x: Float[np.ndarray, "n f"], y: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

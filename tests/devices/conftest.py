@@ -38,7 +38,7 @@ def honest(request):
     op = request["op"]
     if op == "info":
         machine = {"cpu_model": "x", "cores": 2}
-        return {"protocol": 1, "runtime": "onnxruntime", "runtime_version": "1", "threads": 1, **machine}
+        return {"protocol": 2, "runtime": "onnxruntime", "runtime_version": "1", "threads": 1, **machine}
     if op == "bench":
         started = now = time.perf_counter_ns()
         runs = []
@@ -98,13 +98,23 @@ def matmul_model() -> Callable[..., bytes]:
     return build
 
 
+@pytest.fixture(scope="session")
+def lying_program() -> Callable[..., str]:
+    """The source of an agent that executes `lie` (Python that may change `answer` and `result`) when asked for `op`."""
+
+    def build(lie: str, op: str = "bench") -> str:
+        return FAKE_AGENT % {"op": op, "lie": "\n".join(f"        {line}" for line in lie.splitlines())}
+
+    return build
+
+
 @pytest.fixture
-def lying_agent(tmp_path: Path) -> Callable[..., LocalAgent]:
-    """An agent that executes `lie` (Python that may change `answer` and `result`) when asked for `op`."""
+def lying_agent(lying_program: Callable[..., str], tmp_path: Path) -> Callable[..., LocalAgent]:
+    """The agent of `lying_program`, in a process of this machine."""
 
     def build(lie: str, op: str = "bench", timeout_s: float = 20.0) -> LocalAgent:
         script = tmp_path / "fake_agent.py"
-        script.write_text(FAKE_AGENT % {"op": op, "lie": "\n".join(f"        {line}" for line in lie.splitlines())})
+        script.write_text(lying_program(lie, op))
         command = [sys.executable, "-u", str(script)]
         return LocalAgent(DEVICES["onnxruntime-fp32"], command=command, timeout_s=timeout_s)
 

@@ -13,7 +13,7 @@ import pytest
 
 import hanax.devices.agent
 from hanax.devices import DEVICES, AgentError, LocalAgent, agent_command, agent_stats, identify, measure
-from hanax.devices import _local_agent as local_agent
+from hanax.devices import _agent_client as agent_client
 from hanax.devices._measure import Method
 
 AGENT = Path(hanax.devices.agent.__file__)
@@ -59,7 +59,7 @@ def test_the_agent_uses_the_standard_library_only() -> None:
     [
         ("not JSON", "not a request: 'not JSON"),
         ([1, 2], "not a request"),
-        ({"id": 1, "op": "reboot"}, "unknown operation 'reboot'; there are info, put, load, bench"),
+        ({"id": 1, "op": "reboot"}, "unknown operation 'reboot'; there are info, put, load, run"),
         ({"id": 1, "op": "put"}, "TypeError"),
         ({"id": 1, "op": "put", "sha256": "0", "base64": "?"}, "not base64"),
         (put_request(b"model", sha256="0" * 64), "wrong checksum: 5 bytes"),
@@ -182,7 +182,7 @@ def test_an_agent_that_does_not_read_is_killed_after_the_timeout(lying_agent: Ca
 def test_an_agent_that_never_ends_its_line_is_killed(
     lying_agent: Callable[..., LocalAgent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_agent, "MAX_ANSWER_BYTES", 1 << 12)
+    monkeypatch.setattr(agent_client, "MAX_ANSWER_BYTES", 1 << 12)
     with (
         lying_agent("while True: sys.stdout.write('x' * 1000)") as agent,
         pytest.raises(AgentError, match="line's end"),
@@ -193,7 +193,7 @@ def test_an_agent_that_never_ends_its_line_is_killed(
 def test_an_agent_that_closes_its_stdout_is_killed(
     lying_agent: Callable[..., LocalAgent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_agent, "GRACE_S", 0.2)
+    monkeypatch.setattr(agent_client, "GRACE_S", 0.2)
     with lying_agent("os.close(1)\ntime.sleep(1000)") as agent, pytest.raises(AgentError, match="closed its stdout"):
         measure(agent, {"model": b"bytes"}, SHAPE, BRIEF)
 
@@ -201,7 +201,7 @@ def test_an_agent_that_closes_its_stdout_is_killed(
 @pytest.mark.parametrize(
     ("lie", "message"),
     [
-        ("result['protocol'] = 2", "speaks protocol 2"),
+        ("result['protocol'] = 1", "speaks protocol 1"),
         ("result['runtime'] = 'xla'", "its runtime is 'xla'; onnxruntime-fp32 means 'onnxruntime'"),
         ("result['threads'] = 4", "its threads is 4"),
         ("result['cpu_model'] = 5", "cpu_model must be a text"),

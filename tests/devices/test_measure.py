@@ -31,6 +31,8 @@ Script = Sequence[tuple[list[int], float]]
 class ScriptedAgent:
     """Answers the benches of each model with scripted rounds: runs in microseconds, and CPU time as a share of wall."""
 
+    busy_share: float | None = None
+
     def __init__(self, **scripts: Script) -> None:
         self.scripts: dict[str, Iterator[tuple[list[int], float]]] = {k: iter(v) for k, v in scripts.items()}
         self.visits: list[str] = []
@@ -43,9 +45,9 @@ class ScriptedAgent:
     def request(self, op: str, about: str = "", **fields: object) -> dict[str, Any]:
         if op == "info":
             machine = {"cpu_model": "x", "cores": 1}
-            return {"protocol": 1, "runtime": "onnxruntime", "runtime_version": "9", "threads": 1, **machine}
+            return {"protocol": 2, "runtime": "onnxruntime", "runtime_version": "9", "threads": 1, **machine}
         if op == "stats":
-            return {"peak_rss_bytes": None, "load_average": None}
+            return {"peak_rss_bytes": None, "load_average": None, "busy_share": self.busy_share, "busy_over_s": 0.1}
         if op == "unload":
             self.unloaded.append(about)
         if op != "bench":
@@ -146,11 +148,13 @@ def test_every_column_is_what_it_says() -> None:
     assert (row.device, row.runtime, row.runtime_version) == ("onnxruntime-fp32", "onnxruntime", "9")
     assert (row.precision, row.threads, row.batch) == ("fp32", 1, 1)
     assert math.isnan(row.load_average)
+    assert math.isnan(row.busy_share)
     assert row.measured_at.endswith("+00:00")
 
 
 def test_a_measurement_has_all_columns_of_a_table_but_arch_and_purpose() -> None:
-    assert ["arch", *(field.name for field in dataclasses.fields(Measurement)), "purpose"] == list(COLUMNS)
+    measured = [field.name for field in dataclasses.fields(Measurement)]
+    assert ["arch", *measured, "purpose", "pass_latency_ms"] == list(COLUMNS)
 
 
 def test_models_are_visited_in_turn_in_an_order_that_changes() -> None:
@@ -169,7 +173,7 @@ def test_a_model_that_is_done_is_not_visited_again() -> None:
     measure(agent, dict.fromkeys(shapes, b""), shapes, METHOD, lambda done, n: progress.append((done, n)))
     assert (agent.visits.count("steady"), agent.visits.count("noisy")) == (6, 12)
     assert progress[0] == (0, 2)
-    assert progress[5:] == [(1, 2)] * 7 + [(2, 2)]
+    assert progress[5:] == [(1, 2)] * 6 + [(2, 2)]
 
 
 def test_warm_up_runs_are_not_counted() -> None:

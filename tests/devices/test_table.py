@@ -13,36 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from latency_rows import latency_row as row
 
 from hanax.devices import COLUMNS, DeviceIdentity, DeviceMismatchError, LatencyTable, TableError
 from hanax.search_spaces import Arch, SearchSpace, SpaceMismatchError, mobilenet_v3, unique_rows
-
-
-def row(arch: Arch | str, latency_ms: float, spread: float = 0.01, **fields: object) -> dict[str, object]:
-    return {
-        "arch": str(arch),
-        "latency_ms": latency_ms,
-        "latency_low_ms": latency_ms * (1 - spread),
-        "latency_high_ms": latency_ms * (1 + spread),
-        "min_ms": latency_ms * 0.97,
-        "p10_ms": latency_ms,
-        "median_ms": latency_ms * 1.05,
-        "iqr_ms": 0.0,
-        "cpu_ms": latency_ms,
-        "n_runs": 90,
-        "n_rounds": 9,
-        "rejected_rounds": 0,
-        "converged": True,
-        "device": "onnxruntime-fp32",
-        "runtime": "onnxruntime",
-        "runtime_version": "1.20.0",
-        "precision": "fp32",
-        "threads": 1,
-        "batch": 1,
-        "load_average": float("nan"),
-        "measured_at": "2025-01-01T00:00:00+00:00",
-        "purpose": "table",
-    } | fields
 
 
 @pytest.fixture
@@ -56,8 +30,11 @@ def table(space: SearchSpace, identity: DeviceIdentity) -> LatencyTable:
 
 def changed(table: LatencyTable, arch: Arch | str, **fields: Any) -> LatencyTable:
     frame = table.frame.copy()
+    if "latency_ms" in fields:
+        fields |= {"median_ms": fields["latency_ms"], "pass_latency_ms": [fields["latency_ms"]]}
+    (place,) = np.flatnonzero(frame["arch"] == str(arch))
     for name, value in fields.items():
-        frame.loc[frame["arch"] == str(arch), name] = value
+        frame.at[place, name] = value
     return dataclasses.replace(table, frame=frame)
 
 
@@ -85,9 +62,8 @@ def test_an_empty_table_comes_back_and_can_grow(space: SearchSpace, identity: De
     assert grown.archs("table") == [space.largest, space.smallest]
     assert grown.archs("winner") == [space.largest]
     assert len(back.frame) == 0
-    assert {name: str(kind) for name, kind in grown.frame.dtypes.items() if kind != grown.frame["arch"].dtype} == {
-        name: kind for name, kind in COLUMNS.items() if kind != "str"
-    }
+    numbers = {name: kind for name, kind in COLUMNS.items() if kind not in ("str", "list")}
+    assert {name: str(grown.frame.dtypes[name]) for name in numbers} == numbers
 
 
 def test_other_tools_find_the_fingerprints_in_the_file(table: LatencyTable, space: SearchSpace, tmp_path: Path) -> None:
@@ -168,6 +144,72 @@ def test_a_write_that_fails_leaves_the_old_table(
     assert len(LatencyTable.read(path).frame) == len(table.frame)
 
 
+# ---- passes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_pass_is_combined_as_the_table_says(space: SearchSpace, identity: DeviceIdentity) -> None:
+    arch = space.largest
+    first = row(arch, 1.0, spread=0.02, n_runs=90, rejected_rounds=1, busy_share=0.5, load_average=1.0)
+    second = row(arch, 1.21, spread=0.01, n_runs=30, converged=False, busy_share=float("nan"), measured_at="later")
+    table = LatencyTable.empty(space, identity).append([first]).add_pass([second])
+    (found,) = table.frame.to_dict("records")
+    assert found["pass_latency_ms"] == [1.0, 1.21]
+    assert found["latency_ms"] == pytest.approx(1.1)  # the geometric mean
+    assert (found["latency_low_ms"], found["latency_high_ms"]) == (0.98, 1.21 * 1.01)
+    assert found["min_ms"] == 0.97
+    assert found["median_ms"] == pytest.approx((90 * 1.05 + 30 * 1.05 * 1.21) / 120)
+    assert (found["n_runs"], found["n_rounds"], found["rejected_rounds"], found["converged"]) == (120, 18, 1, False)
+    assert (found["busy_share"], found["load_average"], found["measured_at"]) == (0.5, 1.0, "later")
+    assert table.archs("table", passes=2) == [arch]
+    third = table.add_pass([row(arch, 1.21)])
+    assert third.frame["latency_ms"].iloc[0] == pytest.approx(1.4641 ** (1 / 3))
+
+
+def test_passes_come_back_from_parquet(table: LatencyTable, tmp_path: Path) -> None:
+    twice = table.add_pass([row(arch, 1.01 * latency) for arch, latency in table.frame[["arch", "latency_ms"]].values])
+    twice.write(tmp_path / "table.parquet")
+    back = LatencyTable.read(tmp_path / "table.parquet")
+    pd.testing.assert_frame_equal(back.frame, twice.frame)
+    assert back.archs("table", passes=2) == table.archs("table")
+    reliability = back.reliability()
+    assert reliability is not None
+    assert reliability.spearman == 1.0
+    assert reliability.drift == pytest.approx(1.01)
+
+
+def test_a_table_measured_once_has_no_reliability(table: LatencyTable) -> None:
+    assert table.reliability() is None
+    assert table.archs("table", passes=2) == []
+
+
+def test_a_pass_over_what_was_never_measured_is_refused(table: LatencyTable) -> None:
+    with pytest.raises(TableError, match=r"arch 0.1, purpose 'table' has no pass yet"):
+        table.add_pass([row("0.1", 1.0)])
+
+
+def test_a_latency_that_is_not_that_of_its_passes_is_refused(table: LatencyTable) -> None:
+    with pytest.raises(TableError, match=r"arch 0.1: latency_ms is 2.0; the passes found \[1.0, 1.0\]"):
+        table.append([row("0.1", 2.0, pass_latency_ms=[1.0, 1.0])])
+    with pytest.raises(TableError, match=r"the passes found \[\]"):
+        table.append([row("0.1", 2.0, pass_latency_ms=[])])
+
+
+def test_tables_of_the_first_format_are_read(table: LatencyTable, tmp_path: Path) -> None:
+    path = tmp_path / "old.parquet"
+    table.write(path)
+    stored = pq.read_table(path)
+    metadata = {b"hanax": stored.schema.metadata[b"hanax"].replace(b"latency_table/2", b"latency_table/1")}
+    old = stored.drop_columns(["pass_latency_ms", "busy_share"]).replace_schema_metadata(metadata)
+    pq.write_table(old, path)
+    back = LatencyTable.read(path)
+    assert back.frame["pass_latency_ms"].tolist() == [[latency] for latency in table.frame["latency_ms"]]
+    assert back.frame["busy_share"].isna().all()
+    assert list(back.frame.columns) == list(COLUMNS)
+    pq.write_table(old.replace_schema_metadata({b"hanax": b'{"format": "hanax.latency_table/9"}'}), path)
+    with pytest.raises(TableError, match=r"says format 'hanax.latency_table/9'; 'hanax.latency_table/2' and"):
+        LatencyTable.read(path)
+
+
 # ---- belonging -------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +262,17 @@ def test_lint_finds_a_network_that_is_faster_than_one_inside_it(table: LatencyTa
     assert not any(" contains " in finding for finding in overlapping.lint(space))
 
 
+def test_lint_tells_the_worst_inversions_one_by_one_and_counts_the_others(
+    table: LatencyTable, space: SearchSpace
+) -> None:
+    planted = changed(table, space.largest, latency_ms=1e-3, latency_low_ms=1e-3, latency_high_ms=1e-3)
+    findings = [finding for finding in planted.lint(space) if finding.startswith(f"{space.largest} contains ")]
+    slowest = table.frame["latency_ms"].nlargest(2).index[1]
+    assert len(findings) == 10
+    assert table.frame["arch"][slowest] in findings[0]
+    assert "and 20 more pairs like these, less far apart" in planted.lint(space)
+
+
 def test_a_network_is_inside_another_only_if_no_decision_is_larger(
     space: SearchSpace, identity: DeviceIdentity
 ) -> None:
@@ -233,6 +286,29 @@ def test_lint_reports_rows_that_did_not_converge(table: LatencyTable, space: Sea
     assert f"1 of {len(table.frame)} rows did not converge" in finding
     assert "+-1.0%" in finding
     assert f"of {space.largest} (17 rounds rejected" in finding
+
+
+def test_lint_finds_a_network_whose_passes_disagree(table: LatencyTable, space: SearchSpace) -> None:
+    factors = np.full(len(table.frame), 1.03)  # what all of them changed by is no finding
+    factors[5] = 1.4
+    latencies = table.frame["latency_ms"].to_numpy() * factors
+    archs = table.frame["arch"].to_list()
+    twice = table.add_pass([row(arch, latency) for arch, latency in zip(archs, latencies, strict=True)])
+    (finding,) = [text for text in twice.lint(space) if "in the second" in text]
+    assert finding.startswith(f"{archs[5]}: ")
+
+
+def test_lint_finds_a_device_that_gives_the_same_number_for_everything(table: LatencyTable, space: SearchSpace) -> None:
+    two = changed(changed(table, space.largest, latency_ms=0.5), table.frame["arch"].iloc[3], latency_ms=0.5)
+    assert not any("exactly the same latency" in finding for finding in two.lint(space))
+    three = changed(two, table.frame["arch"].iloc[4], latency_ms=0.5)
+    assert any("3 of 31 rows have exactly the same latency, 0.5 ms" in finding for finding in three.lint(space))
+
+
+def test_lint_finds_rows_whose_typical_run_is_far_from_the_fastest(table: LatencyTable, space: SearchSpace) -> None:
+    (finding,) = changed(table, space.largest, median_ms=1e3).lint(space)
+    assert finding.startswith(f"in 1 of {len(table.frame)} rows the typical run takes more than 1.5 times")
+    assert str(space.largest) in finding
 
 
 def test_lint_refuses_another_space(table: LatencyTable) -> None:
