@@ -11,9 +11,15 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
+
+from hanax.experiments._cli_bundles import bundle, import_results
+from hanax.experiments._cli_collect import collect_blocks, collect_end_to_end, collect_latency
+from hanax.experiments._cli_devices import devices
+from hanax.experiments._cli_parts import Set, stop
+from hanax.experiments._cli_tables import data, tables
 
 app = typer.Typer(
     name="hanax",
@@ -28,11 +34,15 @@ collect = typer.Typer(
     help="Collect tables: latencies of networks on a device, accuracies of subnets.", no_args_is_help=True
 )
 app.add_typer(collect, name="collect")
+app.add_typer(devices, name="devices")
+app.add_typer(data, name="data")
+app.add_typer(tables, name="table")
+collect.command("latency")(collect_latency)
+collect.command("blocks")(collect_blocks)
+collect.command("end-to-end")(collect_end_to_end)
+app.command("bundle")(bundle)
+app.command("import-results")(import_results)
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the file, e.g. supernet.epochs=5."),
-]
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 
 
@@ -80,7 +90,7 @@ def run(
         again += [part for item in set_ or () for part in ("--set", item)]
         if place is not None:
             again += ["--coordinator", place[0], "--processes", str(place[1]), "--process", str(place[2])]
-        _stop(f"Stopped. What is finished is kept; to go on:\n    {shlex.join(again)}")
+        stop(f"Stopped. What is finished is kept; to go on:\n    {shlex.join(again)}")
     if place is None or place[2] == 0:
         _print_winners(folder)
 
@@ -151,17 +161,6 @@ def _connected(place: Place | None, terminal: Any) -> Iterator[Any]:
         os._exit(2 if _is_ours(error) else 1)
 
 
-def _stop(text: str) -> NoReturn:
-    """Say `text` and end at once, with the exit status of an interrupt.
-
-    Without the interpreter's clean-up: threads that still compile or compute would come back to a Python that is gone,
-    and abort. Nothing is lost, as results are complete on disk or not there, whenever a process ends.
-    """
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-    os._exit(130)
-
-
 def _restart_with_huge_pages() -> None:
     """Start this very command again with huge pages for malloc, which only a new process can have (a fifth faster)."""
     if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
@@ -227,35 +226,6 @@ def report(path: Run) -> None:
 
 
 @app.command()
-def devices(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
-) -> None:
-    """List what can be measured here, what is missing, and the command that adds it."""
-    import dataclasses
-
-    from hanax.devices import device_statuses
-
-    statuses = device_statuses()
-    if as_json:
-        typer.echo(json.dumps({"devices": [dataclasses.asdict(status) for status in statuses]}))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("device", "kind", "available", "missing", "to add it")
-    for status in statuses:
-        available = "yes" if status.available else "no"
-        table.add_row(status.name, status.kind, available, status.missing or "", status.install or "")
-    console = Console(highlight=False)
-    console.print(table)
-    from hanax.supernet import native_status
-
-    native = native_status()
-    kernels = "native" if native.available else "plain XLA"
-    console.print(f"The supernet is trained and scored with {kernels} kernels: {native.reason}", soft_wrap=True)
-
-
-@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
 ) -> None:
@@ -273,59 +243,6 @@ def doctor(
     for name, state in describe(facts):
         table.add_row(name, state)
     Console(highlight=False).print(table)
-
-
-@collect.command("latency")
-def collect_latency(
-    space: Annotated[
-        str, typer.Option(help="Whose networks: a run's folder, an experiment file, or the name of one with Hanax.")
-    ],
-    device: Annotated[str, typer.Option(help="What to measure on; see `hanax devices`.")],
-    out: Annotated[Path, typer.Option(help="The table, a Parquet file; one that exists is completed.")],
-    archs: Annotated[int, typer.Option(min=2, help="Networks to have in the table, the ends among them.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Decides which networks.")] = 0,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
-    target_relative_ci: Annotated[
-        float, typer.Option(help="A latency is known well enough at this half-width of its 95 % interval.")
-    ] = 0.02,
-    set_: Set = None,
-) -> None:
-    """Measure networks of a space on a device; resumable, and nothing is measured twice."""
-    from hanax.devices import Ledger, Method
-    from hanax.devices import collect_latency as collect_table
-    from hanax.experiments._config import DeviceConfig
-    from hanax.experiments._export import latency_model_builder
-    from hanax.experiments._fitting import draw_archs
-    from hanax.experiments._progress import Terminal
-
-    spec = DeviceConfig(name=device, threads=threads, batch=batch).spec()
-    search_space = _space_of(space, set_ or ())
-    ledger = Ledger(out.with_suffix(".ledger.jsonl"))
-    terminal = Terminal()
-    try:
-        with terminal.live():
-            table = collect_table(
-                search_space,
-                draw_archs(search_space, archs, [seed, 11]),
-                spec,
-                latency_model_builder(search_space, spec.model_format, spec.batch, seed),
-                out,
-                ledger,
-                method=Method(target_relative_ci=target_relative_ci),
-                on_progress=terminal.bar("networks measured"),
-            )
-    except KeyboardInterrupt:
-        _stop(f"Stopped. {out} keeps what was measured; give the same command again to go on.")
-    for warning in table.lint(search_space):
-        terminal.say(f"suspicious: {warning}")
-    frame = table.frame
-    low, high = frame["latency_ms"].min(), frame["latency_ms"].max()
-    counted = sum(ledger.counts().get(device, {}).values())
-    terminal.say(
-        f"{out}: {len(frame)} networks on {device}, {low:.3f} to {high:.3f} ms, {int(frame['converged'].sum())} of "
-        f"them within the interval asked for; {counted} measurements were asked of the device in all"
-    )
 
 
 @collect.command("accuracy")
@@ -350,7 +267,7 @@ def collect_accuracy(
         with terminal.live():
             frame = pipeline.accuracy_table(draw_archs(pipeline.space, archs, [seed, 10]), out, race=race)
     except KeyboardInterrupt:
-        _stop(f"Stopped. {out.with_suffix('.ledger.jsonl')} keeps what was scored; give the same command to go on.")
+        stop(f"Stopped. {out.with_suffix('.ledger.jsonl')} keeps what was scored; give the same command to go on.")
     n_stopped = int(frame["stopped"].sum())
     terminal.say(
         f"{out}: {len(frame)} subnets, accuracy {frame['accuracy'].min():.1%} to {frame['accuracy'].max():.1%} on "
@@ -484,7 +401,7 @@ def _train_alone(
         again = ["hanax", command, str(path), "--arch", arch, "--out", str(out)]
         again += [] if epochs is None else ["--epochs", str(epochs)]
         again += [part for item in overrides for part in ("--set", item)] + ["--test"] * test
-        _stop(f"Stopped. {out} keeps what was trained; to go on:\n    {shlex.join(again)}")
+        stop(f"Stopped. {out} keeps what was trained; to go on:\n    {shlex.join(again)}")
     before, after = card.validation_before, card.validation_after
     terminal.say(
         f"{out}: {card.arch}, {card.macs / 1e6:.2f} M MACs, after {card.epochs:g} epochs {after.accuracy:.1%} on "
@@ -500,7 +417,7 @@ def export(
         Path, typer.Argument(metavar="SUBNET", help="A folder that `extract`, `finetune`, `train` or a run wrote.")
     ],
     out: Annotated[Path, typer.Option(help="The model file.")],
-    format_: Annotated[Literal["onnx", "stablehlo"], typer.Option("--format")] = "onnx",
+    format_: Annotated[Literal["onnx", "stablehlo", "mlir", "tflite", "ncnn"], typer.Option("--format")] = "onnx",
     batch: Annotated[int, typer.Option(min=0, help="Images per inference; 0: any number (ONNX only).")] = 1,
 ) -> None:
     """Write an extracted subnet as a model file."""
@@ -511,18 +428,6 @@ def export(
     model = export_subnet(Subnet.load(subnet), format_, batch or None)
     write_atomically(out, model)
     typer.echo(f"{out}: {len(model) / 1024:.0f} KiB")
-
-
-def _space_of(text: str, overrides: list[str] | tuple[()]) -> Any:
-    """The search space of a run's folder or of an experiment file."""
-    from hanax.experiments._config import load_experiment
-    from hanax.experiments._gather import read_space
-    from hanax.supernet import load_images
-
-    if Path(text).is_dir():
-        return read_space(Path(text))
-    experiment = load_experiment(text, overrides)
-    return experiment.build_space(load_images(experiment.data.path, image_size=experiment.data.image_size))
 
 
 def _pipeline(path: Path, terminal: Any) -> Any:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 if TYPE_CHECKING:
-    from hanax.devices import DeviceSpec
+    from hanax.devices import DeviceSpec, Place
     from hanax.search_spaces import SearchSpace
     from hanax.searchers import Constraint, Objective, Searcher
     from hanax.supernet import ImageDataset, Recipe
@@ -165,6 +165,8 @@ class DeviceConfig(Strict):
     """A device to find a front for.
 
     Attributes:
+        place: Where it is, if not here: ``ssh://user@host:port/?python=...`` or ``adb://SERIAL``; see
+            `hanax.devices.find_place`.
         archs: Networks to measure for the latency predictor, the largest and smallest among them.
         table: A latency table measured before, to use in place of measuring.
         max_latency_ms: Networks slower than this are not wanted.
@@ -172,6 +174,7 @@ class DeviceConfig(Strict):
     """
 
     name: str = "onnxruntime-fp32"
+    place: str | None = None
     archs: int = Field(default=60, ge=12)
     threads: int = Field(default=1, ge=1)
     batch: int = Field(default=1, ge=1)
@@ -179,17 +182,42 @@ class DeviceConfig(Strict):
     max_latency_ms: float | None = Field(default=None, gt=0)
     target_relative_ci: float = Field(default=0.02, gt=0, lt=1)
 
+    @field_validator("place")
+    @classmethod
+    def _is_a_place(cls, place: str | None) -> str | None:
+        from hanax.devices import find_place
+
+        if place is not None:
+            find_place(place)
+        return place
+
+    @property
+    def label(self) -> str:
+        """What it is called in folders, tables and reports: its name, and where it is, if not here."""
+        place = self.find_place()
+        return self.name if place is None else place.device_name(self.name)
+
+    def find_place(self) -> Place | None:
+        """Where it is; None: here."""
+        from hanax.devices import find_place
+
+        return None if self.place is None else find_place(self.place)
+
     def spec(self) -> DeviceSpec:
         """The device.
 
         Raises:
             UnknownDeviceError: No device has this name; lists those there are.
+            ValueError: It cannot be measured at its place.
         """
         import dataclasses
 
-        from hanax.devices import find_device
+        from hanax.devices import RUNTIMES, find_device
 
-        return dataclasses.replace(find_device(self.name), threads=self.threads, batch=self.batch)
+        known = find_device(self.name)
+        if self.place is not None and (known.kind != "measured" or RUNTIMES[known.runtime].programs):
+            raise ValueError(f"{self.name} works on this machine only: it needs more than a Python with its runtime")
+        return dataclasses.replace(known, name=self.label, threads=self.threads, batch=self.batch)
 
 
 class ConstraintConfig(Strict):
@@ -264,10 +292,21 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _devices_differ(self) -> Experiment:
-        names = [device.name for device in self.devices]
+        labels = [device.label for device in self.devices]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"device {label} is listed {labels.count(label)} times; list it once")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_run_what_ships(self) -> Experiment:
         for device in self.devices:
-            if names.count(device.name) > 1:
-                raise ValueError(f"device {device.name} is listed {names.count(device.name)} times; list it once")
+            spec = device.spec()
+            if (spec.kind, spec.precision) != ("measured", "fp32"):
+                raise ValueError(
+                    f"a run ships networks in float32 and times them, so {spec.name} ({spec.kind}, {spec.precision}) "
+                    "cannot be one of its devices; `hanax collect latency` makes tables for it"
+                )
         return self
 
     def build_space(self, dataset: ImageDataset) -> SearchSpace:

@@ -4,40 +4,139 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float32
 
-from hanax.search_spaces import Arch, SearchSpace
+from hanax.search_spaces import Arch, Graph, SearchSpace
 
 if TYPE_CHECKING:
-    from hanax.supernet import Subnet
+    from hanax.devices import DeviceSpec
+    from hanax.supernet import Subnet, Weights
 
 CHUNK = 2000
 """Images normalised at a time, to bound the memory."""
 
+N_CALIBRATION = 16
+"""Random images that set the scales of quantized models whose latency alone matters."""
+
+FLOAT_FORMATS = ("onnx", "stablehlo", "mlir", "tflite", "ncnn")
+"""Formats of `convert` that hold the network in float32, as it was scored."""
+
+PARITY_SPACE: dict[str, Any] = {
+    "resolutions": (32,),
+    "n_classes": 10,
+    "stem_stride": 1,
+    "depths": (1, 2),
+    "stage_widths": (16, 24, 32),
+    "stage_strides": (2, 2, 1),
+    "stage_activations": ("relu", "hswish", "hswish"),
+    "stage_squeeze_excite": (False, True, True),
+    "head_width": 64,
+    "feature_width": 64,
+}
+"""A small space that has every operator there is."""
+
 
 def latency_model_builder(space: SearchSpace, model_format: str, batch: int, seed: int) -> Callable[[Arch], bytes]:
     """Builds the model file of an architecture with random weights: latency does not depend on their values."""
-    from hanax.supernet import random_weights, to_onnx, to_stablehlo
+    build = graph_model_builder(model_format, batch, seed)
+    return lambda arch: build(space.graph(arch))
 
-    convert = {"onnx": to_onnx, "stablehlo": to_stablehlo}[model_format]
 
-    def build(arch: Arch) -> bytes:
-        graph = space.graph(arch)
-        return convert(graph, random_weights(graph, np.random.default_rng(seed)), batch=batch)
+def graph_model_builder(model_format: str, batch: int, seed: int) -> Callable[[Graph], bytes]:
+    """Builds the model file of a network with random weights."""
+    from hanax.supernet import random_weights
+
+    def build(graph: Graph) -> bytes:
+        rng = np.random.default_rng(seed)
+        weights = random_weights(graph, rng)
+        images = rng.standard_normal((N_CALIBRATION, *graph.input_shape), dtype=np.float32)
+        return convert(graph, weights, model_format, batch, images)
 
     return build
 
 
-def export(subnet: Subnet, model_format: str, batch: int | None = 1) -> bytes:
-    """The model file of an extracted subnet, in ``onnx`` or ``stablehlo``.
+def convert(
+    graph: Graph, weights: Weights, model_format: str, batch: int, images: Float32[np.ndarray, "n c h w"]
+) -> bytes:
+    """The model file of a network.
+
+    Args:
+        images: Normalised; formats with fixed scales take these from what the network computes for them.
 
     Raises:
-        ValueError: `batch` is None (any batch) for a format that cannot hold that.
+        ValueError: There is no such format.
     """
-    from hanax.supernet import to_onnx, to_stablehlo
+    from hanax.supernet import (
+        quantize_onnx,
+        quantize_onnx_dynamically,
+        to_mlir,
+        to_ncnn,
+        to_onnx,
+        to_stablehlo,
+        to_tflite,
+        to_tflite_int8,
+    )
 
+    if model_format == "onnx":
+        return to_onnx(graph, weights, batch=batch)
+    if model_format == "onnx-int8":
+        return quantize_onnx(to_onnx(graph, weights, batch=batch), images)
+    if model_format == "onnx-dynamic-int8":
+        return quantize_onnx_dynamically(to_onnx(graph, weights, batch=batch))
+    if model_format == "stablehlo":
+        return to_stablehlo(graph, weights, batch=batch)
+    if model_format == "mlir":
+        return to_mlir(graph, weights, batch=batch)
+    if model_format == "vmfb-cortex-a53":
+        from hanax.devices import compile_with_iree
+
+        return compile_with_iree(to_mlir(graph, weights, batch=batch))
+    if model_format == "tflite":
+        return to_tflite(graph, weights, batch=batch)
+    if model_format == "tflite-int8":
+        return to_tflite_int8(graph, weights, images, batch=batch)
+    if model_format == "ncnn":
+        return to_ncnn(graph, weights, batch=batch)
+    raise ValueError(f"there is no model format {model_format!r}")
+
+
+def parity_case(
+    spec: DeviceSpec, n_images: int, seed: int
+) -> tuple[bytes, Float32[np.ndarray, "n c h w"], Float32[np.ndarray, "n classes"]]:
+    """A small network with random weights as a model file for `spec`, random images, and the network's own logits."""
+    graph, weights, images, expected = parity_network(n_images, seed)
+    return convert(graph, weights, spec.model_format, spec.batch, images), images, expected
+
+
+def parity_network(
+    n_images: int, seed: int
+) -> tuple[Graph, Weights, Float32[np.ndarray, "n c h w"], Float32[np.ndarray, "n classes"]]:
+    """What `parity_case` converts: a small network with random weights, random images, and its logits for them."""
+    import jax
+
+    from hanax.search_spaces import mobilenet_v3
+    from hanax.supernet import StaticNet, random_weights
+
+    space = mobilenet_v3(**PARITY_SPACE)
+    graph, rng = space.graph(space.largest), np.random.default_rng(seed)
+    weights = random_weights(graph, rng)
+    images = rng.standard_normal((n_images, *graph.input_shape), dtype=np.float32)
+    return graph, weights, images, np.asarray(jax.jit(StaticNet(graph, weights))(images))
+
+
+def export(subnet: Subnet, model_format: str, batch: int | None = 1) -> bytes:
+    """The model file of an extracted subnet, in one of `FLOAT_FORMATS`.
+
+    Raises:
+        ValueError: The format is quantized, or `batch` is None (any batch) for a format that cannot hold that.
+    """
+    from hanax.supernet import to_onnx
+
+    if model_format not in FLOAT_FORMATS:
+        raise ValueError(f"a subnet is exported in float32, as {', '.join(FLOAT_FORMATS)}; got {model_format!r}")
     if model_format == "onnx":
         metadata = {
             "arch": str(subnet.arch),
@@ -47,8 +146,9 @@ def export(subnet: Subnet, model_format: str, batch: int | None = 1) -> bytes:
         }
         return to_onnx(subnet.graph, subnet.weights, batch=batch, metadata=metadata)
     if batch is None:
-        raise ValueError("a StableHLO export has a fixed batch; say which")
-    return to_stablehlo(subnet.graph, subnet.weights, batch=batch)
+        raise ValueError(f"an export as {model_format} has a fixed batch; say which")
+    no_images = np.empty((0, *subnet.graph.input_shape), np.float32)
+    return convert(subnet.graph, subnet.weights, model_format, batch, no_images)
 
 
 def exported_logits(subnet: Subnet, images: np.ndarray) -> np.ndarray:

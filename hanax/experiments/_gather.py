@@ -116,18 +116,18 @@ def gather(path: Path) -> ReportData:
 
 
 def _device(path: Path, experiment: Experiment, device: DeviceConfig, space: SearchSpace) -> DeviceReport:
-    table = LatencyTable.read(stage_folder(path, f"latency/{device.name}") / "table.parquet")
-    searched, _ = read_frame(stage_folder(path, f"search/{device.name}") / "searched.parquet", space)
-    history, _ = read_frame(stage_folder(path, f"search/{device.name}") / "history.parquet", space)
-    winners, _ = read_frame(stage_folder(path, f"ship/{device.name}") / "shipped.parquet", space)
+    table = LatencyTable.read(stage_folder(path, f"latency/{device.label}") / "table.parquet")
+    searched, _ = read_frame(stage_folder(path, f"search/{device.label}") / "searched.parquet", space)
+    history, _ = read_frame(stage_folder(path, f"search/{device.label}") / "history.parquet", space)
+    winners, _ = read_frame(stage_folder(path, f"ship/{device.label}") / "shipped.parquet", space)
     winners["settings"] = winners["settings"].map(json.loads)
-    confirmed = LatencyTable.read(stage_folder(path, f"confirm/{device.name}") / "table.parquet")
+    confirmed = LatencyTable.read(stage_folder(path, f"confirm/{device.label}") / "table.parquet")
     return DeviceReport(
-        name=device.name,
+        name=device.label,
         fingerprint=table.device_fingerprint,
         latency_table=table.frame,
         lint_warnings=(*drift(table, confirmed), *table.lint(space)),
-        latency_card=load_card(stage_folder(path, f"latency-predictor/{device.name}")),
+        latency_card=load_card(stage_folder(path, f"latency-predictor/{device.label}")),
         constraints=experiment.constraints(device),
         searched=searched.rename(columns={"accuracy": "predicted_accuracy", "latency_ms": "predicted_latency_ms"}),
         history=history,

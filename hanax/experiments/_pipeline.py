@@ -116,7 +116,7 @@ class Pipeline:
 
     def device_folder(self, device: DeviceConfig) -> Path:
         """Where what is shipped for a device lies."""
-        return self.path / "devices" / device.name
+        return self.path / "devices" / device.label
 
     # ---- the stages ------------------------------------------------------------------------------------------
 
@@ -147,12 +147,12 @@ class Pipeline:
     def device_stages(self, device: DeviceConfig) -> list[Stage]:
         """The stages for one device."""
         experiment = self.experiment
-        name = device.name
+        name = device.label
         # Latencies depend on the space and the device, not on trained weights, so not on the supernet stage either.
         measured = {
             "space": self.space.fingerprint,
             "seed": experiment.seed,
-            **device.model_dump(mode="json", exclude={"max_latency_ms"}),
+            **device.model_dump(mode="json", exclude={"max_latency_ms", "place"}),  # the label says where
         }
         if device.table is not None:
             measured["table_sha256"] = _sha256(Path(device.table))
@@ -238,7 +238,7 @@ class Pipeline:
 
     def collect_latency(self, device: DeviceConfig, folder: Path) -> None:
         """Measure networks with random weights (latency does not depend on them), or take the table that was given."""
-        from hanax.devices import LatencyTable, collect_latency
+        from hanax.devices import LatencyTable, collect_latency, start_agent_at
 
         if device.table is not None:
             LatencyTable.read(device.table).for_space(self.space).write(folder / "table.parquet")
@@ -252,6 +252,7 @@ class Pipeline:
             folder / "table.parquet",
             self.ledger,
             method=_method(device),
+            start_agent=start_agent_at(device.find_place()),
             on_progress=self.reporter.bar("networks measured"),
         )
 
@@ -265,7 +266,7 @@ class Pipeline:
         """The table of `device`."""
         from hanax.devices import LatencyTable
 
-        return LatencyTable.read(self.folder(f"latency/{device.name}") / "table.parquet").for_space(self.space)
+        return LatencyTable.read(self.folder(f"latency/{device.label}") / "table.parquet").for_space(self.space)
 
     def _fit(self, predictor: RidgePredictor, frame: pd.DataFrame, target: str, unit: str, folder: Path) -> None:
         features, costs = training_data(self.space, frame, target)
@@ -297,12 +298,14 @@ class Pipeline:
         """The accuracy and the latency predictor."""
         return (
             load_predictor(self.folder("accuracy-predictor") / "predictor.npz", self.space, "accuracy"),
-            load_predictor(self.folder(f"latency-predictor/{device.name}") / "predictor.npz", self.space, "latency_ms"),
+            load_predictor(
+                self.folder(f"latency-predictor/{device.label}") / "predictor.npz", self.space, "latency_ms"
+            ),
         )
 
     def candidates(self, device: DeviceConfig) -> list[Arch]:
         """The largest and smallest network, and well-spread members of the predicted front."""
-        frame, _ = read_frame(self.folder(f"search/{device.name}") / "searched.parquet", self.space)
+        frame, _ = read_frame(self.folder(f"search/{device.label}") / "searched.parquet", self.space)
         front = frame[frame["on_front"]]
         losses = np.column_stack([part.sign * front[part.name].to_numpy() for part in self.experiment.objectives()])
         chosen = front["arch"].iloc[spread_along_front(losses, min(self.experiment.search.candidates, len(front)))]
@@ -311,7 +314,7 @@ class Pipeline:
 
     def confirm(self, device: DeviceConfig, folder: Path) -> None:
         """Score and measure every candidate as it would be shipped: extracted, calibrated, exported."""
-        from hanax.devices import collect_latency
+        from hanax.devices import collect_latency, start_agent_at
 
         spec = device.spec()
         archs = self.candidates(device)
@@ -324,6 +327,7 @@ class Pipeline:
             self.ledger,
             purpose="winner",
             method=_method(device),
+            start_agent=start_agent_at(device.find_place()),
             on_progress=self.reporter.bar("candidates measured"),
         )
         correct = self.count_correct_on_validation(archs, folder / "correct.jsonl")

@@ -42,7 +42,7 @@ def search_again(
         InfeasibleConstraintError: No network keeps the bounds; says the closest value.
     """
     experiment, space = read_experiment(path), read_space(path)
-    names = [device.name for device in experiment.devices]
+    names = [device.label for device in experiment.devices]
     if device_name is not None and device_name not in names:
         raise ExperimentError(f"the run in {path} has no device {device_name!r}; it has {', '.join(names)}")
     device = experiment.devices[names.index(device_name or names[0])]
@@ -50,7 +50,7 @@ def search_again(
     if unknown := [cost for cost in [*at_most, *at_least] if cost not in UNITS]:
         raise ExperimentError(f"no cost is called {unknown[0]!r}; there are {', '.join(UNITS)}")
     accuracy, _ = read_frame(accuracy_file or stage_folder(path, "accuracy") / "accuracy.parquet", space)
-    table_file = latency_file or stage_folder(path, f"latency/{device.name}") / "table.parquet"
+    table_file = latency_file or stage_folder(path, f"latency/{device.label}") / "table.parquet"
     latency = LatencyTable.read(table_file).for_space(space).frame
     constraints = tuple(
         Constraint(cost, at_most.get(cost), at_least.get(cost), UNITS[cost])

@@ -49,7 +49,7 @@ def run_experiment(
     for device in experiment.devices:
         device.spec()
         if device.table is not None and not Path(device.table).exists():
-            raise ExperimentError(f"devices: {device.name}: there is no latency table {device.table}")
+            raise ExperimentError(f"devices: {device.label}: there is no latency table {device.table}")
     if parallel is not None:
         parallel.shards_here(experiment.supernet.n_shards)
         if not parallel.is_writer:

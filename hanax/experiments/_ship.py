@@ -49,7 +49,7 @@ def ship_models(pipeline: Pipeline, device: DeviceConfig, folder: Path) -> None:
     """
     from hanax.devices import LatencyTable
 
-    confirm = pipeline.folder(f"confirm/{device.name}")
+    confirm = pipeline.folder(f"confirm/{device.label}")
     frame, _ = read_frame(confirm / "confirmed.parquet", pipeline.space)
     frame = frame[frame["on_front"] | frame["reference"]].sort_values("measured_latency_ms", ignore_index=True)
     table = LatencyTable.read(confirm / "table.parquet")

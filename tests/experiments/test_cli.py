@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import signal
 import socket
 import subprocess
@@ -52,6 +53,22 @@ def test_devices_as_json_has_the_promised_fields(command_line: CommandLine, tmp_
     listed = json.loads(output)["devices"]
     assert {"onnxruntime-fp32", "xla-fp32"} <= {device["name"] for device in listed}
     assert all(set(device) == {"name", "kind", "available", "missing", "install"} for device in listed)
+
+
+def test_devices_check_says_how_far_a_device_is_from_the_network(command_line: CommandLine, tmp_path: Path) -> None:
+    status, output = command_line.run("devices", "check", "onnxruntime-int8", "--images", "4", cwd=tmp_path)
+    assert status == 0, output
+    said = re.fullmatch(
+        r"onnxruntime-int8: 4 images; largest difference of a logit ([\d.]+), root mean square ([\d.]+)% of .*\n",
+        output,
+    )
+    assert said is not None, output
+    assert 0 < float(said[1]) < 0.3 and 0 < float(said[2]) < 10
+
+
+def test_devices_install_has_nothing_to_do_for_what_is_there(command_line: CommandLine, tmp_path: Path) -> None:
+    status, output = command_line.run("devices", "install", "onnxruntime-int8", cwd=tmp_path)
+    assert (status, output) == (0, f"onnxruntime-int8: onnxruntime is installed for {sys.executable}\n")
 
 
 def test_devices_says_which_kernels_the_supernet_uses(command_line: CommandLine, tmp_path: Path) -> None:
@@ -203,6 +220,11 @@ def test_extract_then_export_gives_the_model_of_the_run(
     status, output = command_line.run("export", folder, "--out", model, cwd=tmp_path)
     assert status == 0, output
     assert model.read_bytes() == (tiny_run.folder / row["model_path"]).read_bytes()
+    for name, start, begins in (("tflite", 4, b"TFL3"), ("ncnn", 0, b"PK"), ("mlir", 0, b"ML\xefR")):
+        other = tmp_path / f"net.{name}"
+        status, output = command_line.run("export", folder, "--format", name, "--out", other, cwd=tmp_path)
+        assert status == 0, output
+        assert other.read_bytes()[start:].startswith(begins)
 
 
 def test_collect_accuracy_agrees_with_the_run(tiny_run: TinyRun, command_line: CommandLine, tmp_path: Path) -> None:

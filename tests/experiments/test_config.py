@@ -90,6 +90,36 @@ def test_a_device_listed_twice_and_a_constraint_without_a_bound_are_refused() ->
         make_experiment({"name": "x", "search": {"constraints": [{"cost": "macs"}]}}, "test")
 
 
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "ncnn-aarch64-instructions", "litert-int8"])
+def test_a_run_refuses_devices_that_do_not_time_the_networks_that_it_ships(name: str) -> None:
+    with pytest.raises(ExperimentError, match=f"{name} .* cannot be one of its devices; `hanax collect latency`"):
+        make_experiment({"name": "x", "devices": [{"name": name}]}, "test")
+
+
+def test_a_device_may_be_here_and_elsewhere_and_is_called_after_its_place() -> None:
+    places = [None, "ssh://me@pi/?python=/opt/python", "ssh://pi:2222/", "adb://emulator-5554"]
+    devices = [{"name": "onnxruntime-fp32", "place": place} for place in places]
+    experiment = make_experiment({"name": "x", "devices": devices}, "here")
+    labels = [device.label for device in experiment.devices]
+    ends = ["", "@pi", "@pi-2222", "@emulator-5554"]
+    assert labels == [device.spec().name for device in experiment.devices]
+    assert labels == [f"onnxruntime-fp32{end}" for end in ends]
+    with pytest.raises(ExperimentError, match=r"device onnxruntime-fp32@pi is listed 2 times"):
+        make_experiment({"name": "x", "devices": [devices[1], {**devices[1], "place": "ssh://you@pi/"}]}, "here")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("pi", r"devices.0.place: 'pi' is not a place"),
+        ("ssh://pi/?pyton=x", r"devices.0.place: .* did you mean 'python'"),
+    ],
+)
+def test_a_wrong_place_is_refused_where_it_stands(place: str, message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        make_experiment({"name": "x", "devices": [{"place": place}]}, "here")
+
+
 def test_an_experiment_survives_being_written_and_read() -> None:
     experiment = load_experiment(ROOT / "experiments" / "quickstart.yaml")
     again = make_experiment(yaml.safe_load(yaml.safe_dump(experiment.model_dump(mode="json"))), "test")

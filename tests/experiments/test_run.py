@@ -117,7 +117,7 @@ def test_a_latency_table_killed_half_way_is_completed_without_measuring_anything
 ) -> None:
     out = tmp_path / "table.parquet"
     arguments = ["collect", "latency", "--space", tiny_run.folder, "--device", "onnxruntime-fp32", "--archs", "30"]
-    arguments += ["--out", out, "--target-relative-ci", "0.2"]
+    arguments += ["--out", out, "--target-relative-ci", "0.2", "--wait-for-idle", "0", "--passes", "1"]
     process = command_line.start(*arguments, cwd=tmp_path)
     while process.poll() is None and (not out.exists() or len(pd.read_parquet(out)) == 0):
         time.sleep(0.01)
