@@ -4,9 +4,11 @@
     python benchmarks/atlas.py pack --out atlas/                                 # -> hanax/devices/atlas.parquet, docs/
 
 400 networks: the largest, the smallest and random ones of Once-for-All's MobileNetV3 of width 0.5 at 32 x 32 pixels.
-The second pass begins when the first has ended, in another order and with other random inputs, and loads every model
-anew: its rank correlation with the first is the device's reliability. Runtimes other than Hanax's own are added with
-`hanax devices install NAME` first. On an idle core a device takes 5 to 15 minutes; nothing else should run.
+Every device is swept twice: the second sweep begins when the first has ended, in another order and with other random
+inputs, and loads every model anew. The rank correlation of the two is the device's reliability. Where it is below .98,
+`collect --again` adds two sweeps: all of them count, the medians of every other one taking the place of the two.
+Other runtimes than Hanax's own are added with `hanax devices install NAME` first. On an idle core a device takes 5 to
+15 minutes; nothing else should run.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,7 +48,7 @@ N_ARCHS = 400
 SEED = 2024
 BATCH = 200
 """Models in memory at once, which take turns: a disturbance of some seconds then meets all of them, not a dozen."""
-METHOD = Method(target_relative_ci=0.02, max_rounds=30, inner_ms=5.0, min_rounds=9)
+METHOD = Method(target_relative_ci=0.02, max_rounds=19, inner_ms=5.0, min_rounds=9)
 
 
 def main() -> None:
@@ -56,6 +58,7 @@ def main() -> None:
     collecting.add_argument("--device", action="append", required=True)
     collecting.add_argument("--out", type=Path, required=True)
     collecting.add_argument("--archs", type=int, default=N_ARCHS)
+    collecting.add_argument("--again", action="store_true", help="two more sweeps, where two were not reliable enough")
     collecting.add_argument("--core", type=int, help="run on this core alone")
     packing = commands.add_parser("pack")
     packing.add_argument("--out", type=Path, required=True)
@@ -66,13 +69,13 @@ def main() -> None:
         if arguments.core is not None:
             os.sched_setaffinity(0, {arguments.core})
         for name in arguments.device:
-            collect(name, arguments.archs, arguments.out)
+            collect(name, arguments.archs, arguments.out, arguments.again)
     else:
         pack_atlas(arguments.out, arguments.remark)
 
 
-def collect(name: str, n_archs: int, folder: Path) -> None:
-    """Both passes over all networks on one device."""
+def collect(name: str, n_archs: int, folder: Path, again: bool) -> None:
+    """Two sweeps over all networks on one device; further ones if `again`."""
     space, spec = atlas_space(), find_device(name)
     archs = draw_archs(space, n_archs, [SEED])
     builder = latency_model_builder(space, spec.model_format, spec.batch, SEED)
@@ -83,8 +86,11 @@ def collect(name: str, n_archs: int, folder: Path) -> None:
             path = folder / f"{name}.count{number}.parquet"
             collect_instructions(space, archs, spec, build, path, ledger, on_progress=progress(f"{name} {number}"))
     else:
+        path = folder / f"{name}.parquet"
+        if again:
+            path = folder / f"{name}.again{len(list(folder.glob(f'{name}.again*.parquet'))) + 1}.parquet"
         collect_latency(
-            space, archs, spec, build, folder / f"{name}.parquet", ledger,
+            space, archs, spec, build, path, ledger,
             passes=2, method=METHOD, batch_size=BATCH, on_progress=progress(name),
         )  # fmt: skip
 
@@ -118,7 +124,8 @@ def kept(build: Callable[[Arch], bytes], folder: Path) -> Callable[[Arch], bytes
 
 def pack_atlas(folder: Path, remark: str) -> None:
     """Join the devices, say how reliable they are, and write the file that ships and the picture for the docs."""
-    parts = [measured(path) for path in sorted(folder.glob("*.parquet")) if ".count" not in path.name]
+    names = sorted(path.stem for path in folder.glob("*.parquet") if "." not in path.stem)
+    parts = [measured([folder / f"{name}.parquet", *sorted(folder.glob(f"{name}.again*.parquet"))]) for name in names]
     parts += [counted(folder, path.name.partition(".")[0]) for path in sorted(folder.glob("*.count1.parquet"))]
     method = {**asdict(METHOD), "batch_size": BATCH, "passes": 2, "seed": SEED, "remark": remark}
     frame = pd.concat([frame for _, frame in parts], ignore_index=True)
@@ -128,12 +135,33 @@ def pack_atlas(folder: Path, remark: str) -> None:
     draw(atlas, ROOT / "docs" / "atlas-rank-correlations.png")
 
 
-def measured(path: Path) -> tuple[AtlasDevice, pd.DataFrame]:
-    """A device's part of the atlas from its latency table of two passes."""
-    table = LatencyTable.read(path)
-    frame = table.frame.rename(columns={"latency_low_ms": "low", "latency_high_ms": "high"})
-    passes = [frame.assign(cost=frame["pass_latency_ms"].str[number]) for number in (0, 1)]
-    return combine_passes(path.stem, "measured", "ms", table.device_description, table.device_fingerprint, passes)
+def measured(paths: Sequence[Path]) -> tuple[AtlasDevice, pd.DataFrame]:
+    """A device's part of the atlas from its latency tables, which hold two sweeps each, in order of time.
+
+    A pass is the median of every other sweep. If there are more than two, each is first brought to the level of all, as
+    a machine's speed changes between them.
+    """
+    tables = [LatencyTable.read(path) for path in paths]
+    frames = [table.frame.set_index("arch") for table in tables]
+    archs = frames[0].index
+    sweeps = np.concatenate([np.array(frame.loc[archs, "pass_latency_ms"].tolist()) for frame in frames], axis=1)
+    if sweeps.shape[1] > 2:
+        levels = np.median(sweeps, axis=0)
+        sweeps *= np.exp(np.mean(np.log(levels))) / levels
+    of_all = pd.concat(frames).groupby(level="arch")
+    common = pd.DataFrame(
+        {
+            "low": of_all["latency_low_ms"].min(),
+            "high": of_all["latency_high_ms"].max(),
+            "converged": of_all["converged"].mean(),
+            "measured_at": of_all["measured_at"].min(),
+        }
+    ).loc[archs]
+    passes = [common.assign(cost=np.median(sweeps[:, half::2], axis=1)).reset_index(names="arch") for half in (0, 1)]
+    passes[1]["measured_at"] = of_all["measured_at"].max().loc[archs].to_numpy()
+    first = tables[0]
+    name = paths[0].name.partition(".")[0]
+    return combine_passes(name, "measured", "ms", first.device_description, first.device_fingerprint, passes)
 
 
 def counted(folder: Path, name: str) -> tuple[AtlasDevice, pd.DataFrame]:
