@@ -184,7 +184,7 @@ def test_an_emulated_agent_that_is_killed_is_reported_and_the_table_keeps_the_ba
 
     def build(arch: Arch) -> bytes:
         if arch == space.largest:
-            agents[0]._kill()
+            agents[0]._transport.kill()
         return model_file(space.graph(arch))
 
     path, archs = tmp_path / "table.parquet", [space.smallest, space.largest]
