@@ -78,6 +78,15 @@ DEVICES: dict[str, DeviceSpec] = {
 """The devices that can be named; ``dataclasses.replace(spec, threads=2)`` makes others."""
 
 
+LEAST_LIKENESS = 0.4
+"""Of a name to a device's, from 0 to 1, for it to be meant by it."""
+
+
+def likeness(name: str, other: str) -> float:
+    """How much two names have in common, from 0 to 1."""
+    return difflib.SequenceMatcher(None, name, other).ratio()
+
+
 class UnknownDeviceError(ValueError):
     """No device has this name; the message lists those there are and the nearest one."""
 
@@ -96,8 +105,8 @@ def find_device(name: str) -> DeviceSpec:
             f"`hanax collect latency --device {name}` makes a table of its costs, `find_cost_model({name!r})` gives it"
         )
     known = [*DEVICES, *cost_model_names()]
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    nearest = max(known, key=lambda other: likeness(name, other))  # of equals the first, which is the more common
+    hint = f"; did you mean {nearest!r}?" if likeness(name, nearest) >= LEAST_LIKENESS else ""
     raise UnknownDeviceError(f"unknown device {name!r}; known devices: {', '.join(known)}{hint}")
 
 
