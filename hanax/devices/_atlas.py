@@ -33,7 +33,8 @@ COLUMNS: dict[str, str] = {
     "second_pass": "float64",
 }
 """One row per device and architecture. `cost` is the geometric mean of the two passes, in the unit of the device;
-`low` and `high` hold both passes' 95 % intervals."""
+`low` and `high` hold both passes' 95 % intervals. A pass is a sweep over all networks or, where two sweeps were not
+reliable enough, the median of every other one of several."""
 
 
 def atlas_space() -> SearchSpace:
