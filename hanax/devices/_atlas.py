@@ -1,4 +1,4 @@
-"""The atlas: 400 networks of one space on eleven devices, measured for Hanax and shipped with it.
+"""The atlas: 400 networks of one space on thirteen devices, measured for Hanax and shipped with it.
 
 It is what a predictor for a new device learns from before it has seen that device: how latencies of the same networks
 differ from runtime to runtime. `docs/atlas.md` says how it was measured and how far it can be trusted.
