@@ -281,6 +281,11 @@ class BitFusion:
         bits = self.bits if isinstance(self.bits, tuple) else dict(sorted(self.bits.items()))
         return (("file", self.table.sha256), ("bits", json.dumps(bits)))
 
+    @property
+    def reads_names(self) -> bool:
+        """Whether there are bits for each operator."""
+        return not isinstance(self.bits, tuple)
+
     def costs_of(self, operators: list[Operator]) -> tuple[float, ...]:
         """Latency in ms and energy in mJ of `operators`."""
         fallback = self.table.bits[-1]

@@ -44,6 +44,10 @@ class CostModel(Protocol):
     def combine(self) -> Literal["sum", "max"]:
         """How the costs of the parts of a chain make that of the chain."""
 
+    @property
+    def reads_names(self) -> bool:
+        """Whether costs depend on the names of operators, and not only on what these compute."""
+
     def costs_of(self, operators: list[Operator]) -> tuple[float, ...]:
         """The `costs` of a network or of a block of one, for one image; operators in execution order."""
 
@@ -64,7 +68,7 @@ def code_costs(model: CostModel, space: SearchSpace, codes: Int[np.ndarray, "n d
     A block is costed once per choice and input shape, whatever the number of architectures.
     """
     combine = np.add if model.combine == "sum" else np.maximum
-    return fold_blocks(space, codes, model.costs_of, len(model.costs), combine)
+    return fold_blocks(space, codes, model.costs_of, len(model.costs), combine, reads_names=model.reads_names)
 
 
 def cost_column(model: CostModel, cost: str | None) -> int:

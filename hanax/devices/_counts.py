@@ -19,6 +19,7 @@ class Macs:
     costs: ClassVar[tuple[str, ...]] = ("macs",)
     settings: ClassVar[tuple[Setting, ...]] = ()
     combine: ClassVar[Literal["sum", "max"]] = "sum"
+    reads_names: ClassVar[bool] = False
 
     def costs_of(self, operators: list[Operator]) -> tuple[float, ...]:
         """The MACs of `operators`."""
@@ -35,6 +36,7 @@ class Params:
     costs: ClassVar[tuple[str, ...]] = ("params",)
     settings: ClassVar[tuple[Setting, ...]] = ()
     combine: ClassVar[Literal["sum", "max"]] = "sum"
+    reads_names: ClassVar[bool] = False
 
     def costs_of(self, operators: list[Operator]) -> tuple[float, ...]:
         """The parameters of `operators`."""
@@ -57,6 +59,7 @@ class PeakMemory:
     source: ClassVar[str] = "counted from the graph, executed in order with no operator in place"
     costs: ClassVar[tuple[str, ...]] = ("peak_bytes",)
     combine: ClassVar[Literal["sum", "max"]] = "max"
+    reads_names: ClassVar[bool] = False
 
     @property
     def description(self) -> str:

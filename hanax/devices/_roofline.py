@@ -62,6 +62,7 @@ class Roofline:
     profile: DeviceProfile
     costs: ClassVar[tuple[str, ...]] = ("latency_ms",)
     combine: ClassVar[Literal["sum", "max"]] = "sum"
+    reads_names: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -135,6 +135,7 @@ class SystolicArray:
     technology: Technology = CMOS_45NM
     costs: ClassVar[tuple[str, ...]] = ("latency_ms", "energy_mj")
     combine: ClassVar[Literal["sum", "max"]] = "sum"
+    reads_names: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("rows", "columns", "buffer_bytes", "bandwidth_bytes_per_s", "clock_hz"):

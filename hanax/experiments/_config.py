@@ -75,6 +75,13 @@ class SpaceConfig(Strict):
     head_width: int | None = Field(default=None, ge=1)
     feature_width: int | None = Field(default=None, ge=1)
 
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _has_a_supernet(cls, kind: object) -> object:
+        if kind in ("nas_bench_201", "fbnet"):
+            raise ValueError("an experiment trains a supernet, and this space has none yet; mobilenet_v3 has one")
+        return kind
+
     def build(self, image_side: int, image_channels: int, n_classes: int) -> SearchSpace:
         """The space for images of this side and these channels and classes."""
         from hanax.search_spaces import mobilenet_v3

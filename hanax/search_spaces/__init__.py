@@ -1,10 +1,45 @@
 """What can be searched: architectures as values, spaces of them, and the one lowering to operators."""
 
 from hanax.search_spaces._arch import Arch
-from hanax.search_spaces._blocks import Block, Choice, ConvBlock, Head, MBConv, make_divisible
-from hanax.search_spaces._features import block_one_hot, fold_blocks, graph_features
-from hanax.search_spaces._graph import INPUT, Activation, Graph, Operator, Shape
+from hanax.search_spaces._blocks import (
+    OUTPUT,
+    Block,
+    CellBlock,
+    Choice,
+    Classifier,
+    ConvBlock,
+    Head,
+    MBConv,
+    make_divisible,
+)
+from hanax.search_spaces._decision_graph import decision_graph
+from hanax.search_spaces._fbnet import FBNET_OPERATORS, FBNetLayer, fbnet, fbnet_codes
+from hanax.search_spaces._features import (
+    block_one_hot,
+    fold_blocks,
+    graph_features,
+    live_features,
+    operator_class,
+    operator_classes,
+)
+from hanax.search_spaces._graph import (
+    INPUT,
+    Activation,
+    Graph,
+    Kind,
+    Operator,
+    Shape,
+    live_operators,
+    longest_path,
+)
 from hanax.search_spaces._mobilenet_v3 import mobilenet_v3
+from hanax.search_spaces._nas_bench_201 import (
+    NAS_BENCH_201_OPERATORS,
+    NasBench201Cell,
+    ResidualReduction,
+    nas_bench_201,
+    nas_bench_201_codes,
+)
 from hanax.search_spaces._space import (
     RESOLUTION,
     Condition,
@@ -17,28 +52,47 @@ from hanax.search_spaces._space import (
 )
 
 __all__ = [
+    "FBNET_OPERATORS",
     "INPUT",
+    "NAS_BENCH_201_OPERATORS",
+    "OUTPUT",
     "RESOLUTION",
     "Activation",
     "Arch",
     "Block",
+    "CellBlock",
     "Choice",
+    "Classifier",
     "Condition",
     "ConvBlock",
     "Decision",
+    "FBNetLayer",
     "Graph",
     "Head",
+    "Kind",
     "MBConv",
+    "NasBench201Cell",
     "Operator",
     "PlacedBlock",
+    "ResidualReduction",
     "SearchSpace",
     "Shape",
     "Slot",
     "SpaceMismatchError",
     "block_one_hot",
+    "decision_graph",
+    "fbnet",
+    "fbnet_codes",
     "fold_blocks",
     "graph_features",
+    "live_features",
+    "live_operators",
+    "longest_path",
     "make_divisible",
     "mobilenet_v3",
+    "nas_bench_201",
+    "nas_bench_201_codes",
+    "operator_class",
+    "operator_classes",
     "unique_rows",
 ]

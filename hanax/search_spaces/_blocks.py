@@ -13,12 +13,18 @@ from hanax.search_spaces._graph import Activation, Operator, Shape
 Choice = tuple[int, ...]
 """The value of each elastic parameter of a block, in the order of `Block.elastic`."""
 
+OUTPUT = "output"
+"""The name by which the flow of a block refers to its output."""
+
 
 @runtime_checkable
 class Block(Protocol):
     """A block type. Implementations are frozen dataclasses, so that equal blocks share what is compiled for them."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __hash__(self) -> int:
+        """That of its fields, as of any frozen dataclass."""
 
     @property
     def elastic(self) -> dict[str, tuple[int, ...]]:
@@ -28,13 +34,25 @@ class Block(Protocol):
         """Operators of the block for `choice`, reading tensor `source` of `shape`; the last one is its output."""
 
 
+@runtime_checkable
+class CellBlock(Block, Protocol):
+    """A block in which what an elastic parameter sets reads what another sets; in other blocks they are in parallel."""
+
+    @property
+    def flow(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of elastic parameters, the first of which is read by the second.
+
+        The first may also be `INPUT`, the block's input, and the second `OUTPUT`, the block's output.
+        """
+
+
 def make_divisible(value: int | float, divisor: int = 8) -> int:
     """`value` rounded to a multiple of `divisor`, never losing more than a tenth (MobileNet's channel rounding)."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def _conv(
+def conv(
     name: str,
     source: str,
     shape: Shape,
@@ -47,6 +65,7 @@ def _conv(
     has_norm: bool = True,
     activation: Activation = "none",
 ) -> Operator:
+    """A convolution that reads `source` of `shape`, with a batch norm unless told otherwise."""
     height, width = (-(-extent // stride) for extent in shape[1:])
     return Operator(
         name, "conv", (source,), shape, (out_channels, height, width),
@@ -56,7 +75,7 @@ def _conv(
 
 @dataclass(frozen=True, slots=True)
 class ConvBlock:
-    """Convolution, batch norm, activation; nothing elastic. The stem of a network."""
+    """Convolution, batch norm, activation; nothing elastic. The stem of a network, for one."""
 
     in_channels: int
     out_channels: int
@@ -70,8 +89,8 @@ class ConvBlock:
 
     def lower(self, name: str, choice: Choice, source: str, shape: Shape) -> list[Operator]:
         return [
-            _conv(f"{name}.conv", source, shape, self.out_channels,
-                  kernel_size=self.kernel_size, stride=self.stride, activation=self.activation)
+            conv(f"{name}.conv", source, shape, self.out_channels,
+                 kernel_size=self.kernel_size, stride=self.stride, activation=self.activation)
         ]  # fmt: skip
 
 
@@ -118,23 +137,23 @@ class MBConv:
         mid = self.mid_channels(expand_ratio)
         ops: list[Operator] = []
         if self.has_expansion:
-            ops.append(_conv(f"{name}.expand", source, shape, mid, activation=self.activation))
+            ops.append(conv(f"{name}.expand", source, shape, mid, activation=self.activation))
         ops.append(
-            _conv(f"{name}.depthwise", ops[-1].name if ops else source, ops[-1].out_shape if ops else shape, mid,
-                  kernel_size=kernel_size, stride=self.stride, groups=mid, activation=self.activation)
+            conv(f"{name}.depthwise", ops[-1].name if ops else source, ops[-1].out_shape if ops else shape, mid,
+                 kernel_size=kernel_size, stride=self.stride, groups=mid, activation=self.activation)
         )  # fmt: skip
         if self.has_squeeze_excite:
             wide = ops[-1]
             squeeze = self.squeeze_channels(expand_ratio)
             pooled = (mid, 1, 1)
             pool = Operator(f"{name}.se.pool", "global_pool", (wide.name,), wide.out_shape, pooled)
-            reduce = _conv(f"{name}.se.reduce", pool.name, pooled, squeeze,
-                           has_bias=True, has_norm=False, activation="relu")  # fmt: skip
-            gate = _conv(f"{name}.se.expand", reduce.name, reduce.out_shape, mid,
-                         has_bias=True, has_norm=False, activation="hsigmoid")  # fmt: skip
+            reduce = conv(f"{name}.se.reduce", pool.name, pooled, squeeze,
+                          has_bias=True, has_norm=False, activation="relu")  # fmt: skip
+            gate = conv(f"{name}.se.expand", reduce.name, reduce.out_shape, mid,
+                        has_bias=True, has_norm=False, activation="hsigmoid")  # fmt: skip
             scale = Operator(f"{name}.se.scale", "multiply", (wide.name, gate.name), wide.out_shape, wide.out_shape)
             ops += [pool, reduce, gate, scale]
-        ops.append(_conv(f"{name}.project", ops[-1].name, ops[-1].out_shape, self.out_channels))
+        ops.append(conv(f"{name}.project", ops[-1].name, ops[-1].out_shape, self.out_channels))
         if self.has_residual:
             ops.append(Operator(f"{name}.add", "add", (ops[-1].name, source), shape, shape))
         return ops
@@ -155,11 +174,37 @@ class Head:
         return {}
 
     def lower(self, name: str, choice: Choice, source: str, shape: Shape) -> list[Operator]:
-        wide = _conv(f"{name}.expand", source, shape, self.wide_channels, activation=self.activation)
+        wide = conv(f"{name}.expand", source, shape, self.wide_channels, activation=self.activation)
         pooled = (self.wide_channels, 1, 1)
         pool = Operator(f"{name}.pool", "global_pool", (wide.name,), wide.out_shape, pooled)
-        mix = _conv(f"{name}.mix", pool.name, pooled, self.feature_channels,
-                    has_norm=False, activation=self.activation)  # fmt: skip
+        mix = conv(f"{name}.mix", pool.name, pooled, self.feature_channels,
+                   has_norm=False, activation=self.activation)  # fmt: skip
         classify = Operator(f"{name}.classify", "dense", (mix.name,), mix.out_shape, (self.n_classes, 1, 1),
                             has_bias=True)  # fmt: skip
         return [wide, pool, mix, classify]
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """Global mean and linear classifier; nothing elastic.
+
+    Attributes:
+        has_norm: A batch norm and a ReLU come first, as networks of pre-activated blocks need them at the end.
+    """
+
+    in_channels: int
+    n_classes: int
+    has_norm: bool = False
+
+    @property
+    def elastic(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def lower(self, name: str, choice: Choice, source: str, shape: Shape) -> list[Operator]:
+        ops: list[Operator] = []
+        if self.has_norm:
+            ops.append(Operator(f"{name}.norm", "identity", (source,), shape, shape, has_norm=True, activation="relu"))
+        pooled = (self.in_channels, 1, 1)
+        pool = Operator(f"{name}.pool", "global_pool", (ops[-1].name if ops else source,), shape, pooled)
+        classify = Operator(f"{name}.classify", "dense", (pool.name,), pooled, (self.n_classes, 1, 1), has_bias=True)
+        return [*ops, pool, classify]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hanax._files import write_atomically
-from hanax.search_spaces import Graph, Operator
+from hanax.search_spaces import Graph, Kind, Operator
 from hanax.supernet._layers import BATCH_NORM_EPSILON
 
 Weights = dict[str, dict[str, np.ndarray]]
@@ -20,6 +20,9 @@ Weights = dict[str, dict[str, np.ndarray]]
 ``variance``."""
 
 _STATISTICS = ("mean", "variance")
+
+WEIGHTED_KINDS: tuple[Kind, ...] = ("conv", "dense", "global_pool", "multiply", "add")
+"""The kinds of operators that networks with weights, and their exports, are made of so far."""
 
 
 class UncalibratedError(RuntimeError):
@@ -30,9 +33,11 @@ def check_weights(graph: Graph, weights: Weights) -> None:
     """Refuse weights that are not exactly those of `graph`.
 
     Raises:
-        ValueError: Entries are missing, superfluous, or of the wrong shape or type; names up to ten.
+        ValueError: Entries are missing, superfluous, or of the wrong shape or type; names up to ten; or an operator
+            is of a kind that has no form with weights yet.
         UncalibratedError: Nothing is wrong except that mean or variance of a batch norm are missing.
     """
+    _require_known_kinds(graph)
     expected = {
         (op.name, entry): shape
         for op in graph.operators
@@ -60,6 +65,15 @@ def check_weights(graph: Graph, weights: Weights) -> None:
         )
 
 
+def _require_known_kinds(graph: Graph) -> None:
+    for op in graph.operators:
+        if op.kind not in WEIGHTED_KINDS:
+            raise ValueError(
+                f"{op.name} is an operator of kind {op.kind}, which networks with weights cannot have yet; they are "
+                f"made of {', '.join(WEIGHTED_KINDS)}"
+            )
+
+
 def _entry_shapes(op: Operator) -> dict[str, tuple[int, ...]]:
     per_channel = (op.out_shape[0],)
     shapes: dict[str, tuple[int, ...]] = {"kernel": op.kernel_shape}
@@ -71,11 +85,12 @@ def _entry_shapes(op: Operator) -> dict[str, tuple[int, ...]]:
 
 
 def n_classes(graph: Graph) -> int:
-    """Width of the classifier that `graph` ends with.
+    """Width of the classifier that `graph`, a network to be built with weights, ends with.
 
     Raises:
-        ValueError: The last operator is not a dense layer.
+        ValueError: The last operator is not a dense layer, or one is of a kind that has no form with weights yet.
     """
+    _require_known_kinds(graph)
     last = graph.operators[-1]
     if last.kind != "dense":
         raise ValueError(f"a network for export ends with a dense layer; this one ends with {last.name}, a {last.kind}")
@@ -111,7 +126,11 @@ def random_weights(graph: Graph, rng: np.random.Generator) -> Weights:
 
     Kernels are normal with variance ``2 / fan_in`` (He et al., 2015, arXiv:1502.01852), so that activations keep their
     scale and no value is denormal; batch norms are the identity, biases 0.
+
+    Raises:
+        ValueError: An operator is of a kind that has no form with weights yet.
     """
+    _require_known_kinds(graph)
     return {op.name: _draw(op, rng) for op in graph.operators if op.is_weighted}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hanax.devices import BitFusion, BitFusionTable, TableError, code_costs, cost_device, graph_costs
-from hanax.search_spaces import INPUT, Graph, Operator, SearchSpace, mobilenet_v3
+from hanax.search_spaces import INPUT, Graph, Operator, SearchSpace, mobilenet_v3, nas_bench_201
 
 SIZES = (4, 8, 16)
 CHANNELS = (8, 16, 24, 48)
@@ -171,6 +171,16 @@ def test_as_a_cost_model_it_gives_the_same_for_many_networks(table: BitFusionTab
     assert BitFusion(table, (4, 4)).name == "bitfusion-w4a4"
     prints = {cost_device(BitFusion(table, bits)).fingerprint for bits in (*BITS, mixed)}
     assert len(prints) == 4
+
+
+def test_equal_blocks_of_different_slots_have_the_bits_of_their_own_names(table: BitFusionTable) -> None:
+    cells = nas_bench_201(resolutions=(8,), stage_widths=(8,), cells_per_stage=2)
+    codes = cells.encode([cells.largest])
+    names = [op.name for op in cells.graph(cells.largest).operators if op.is_weighted]
+    mixed = {name: (4, 8) if "cell2" in name else (8, 8) for name in names}
+    found = table.graph_cost(cells.graph(cells.largest), mixed)
+    np.testing.assert_allclose(code_costs(BitFusion(table, mixed), cells, codes), [(found.latency_ms, found.energy_mj)])
+    assert found.latency_ms != pytest.approx(table.graph_cost(cells.graph(cells.largest), (8, 8)).latency_ms)
 
 
 # ---- the public file -------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from hanax.devices import (
     graph_costs,
     roofline_latency_s,
 )
-from hanax.search_spaces import INPUT, Graph, Operator, SearchSpace, mobilenet_v3
+from hanax.search_spaces import INPUT, Graph, Operator, SearchSpace, fbnet, mobilenet_v3, nas_bench_201
 
 in_each_model = pytest.mark.parametrize("model", COST_MODELS.values(), ids=COST_MODELS.keys())
 
@@ -35,16 +35,28 @@ POOL = Operator("pool", "global_pool", ("conv",), (3, 4, 4), (3, 1, 1))
 DENSE = Operator("dense", "dense", ("pool",), (3, 1, 1), (5, 1, 1), has_bias=True)
 SMALL = Graph((2, 4, 4), (CONV, POOL, DENSE))
 
+CELLS = nas_bench_201(resolutions=(7, 8), stage_widths=(4, 6), cells_per_stage=2)
+FBNET = fbnet(stages=((1, 8, 1), (2, 12, 2)), stem_width=8, head_width=24)
+
 
 # ---- every model -----------------------------------------------------------------------------------------------------
 
 
 @in_each_model
 def test_costs_of_many_networks_are_those_of_each_graph(model: CostModel, space: SearchSpace) -> None:
-    for each, n in ((space, 8), (mobilenet_v3(resolutions=(32, 40), stem_stride=1), 3)):
+    for each, n in ((space, 8), (mobilenet_v3(resolutions=(32, 40), stem_stride=1), 3), (CELLS, 8), (FBNET, 3)):
         codes = each.sample(np.random.default_rng(0), n)
         expected = [list(graph_costs(model, each.graph(arch)).values()) for arch in each.decode(codes)]
         np.testing.assert_allclose(code_costs(model, each, codes), expected, rtol=1e-12)
+
+
+@in_each_model
+def test_cells_that_compute_nothing_cost_what_their_graphs_cost(model: CostModel) -> None:
+    codes = CELLS.encode([CELLS.smallest, CELLS.arch({"edge03": 1, "edge13": 0, "edge23": 0})])
+    expected = [list(graph_costs(model, CELLS.graph(arch)).values()) for arch in CELLS.decode(codes)]
+    costs = code_costs(model, CELLS, codes)
+    np.testing.assert_allclose(costs, expected, rtol=1e-12)
+    assert (costs > 0).all()
 
 
 @in_each_model

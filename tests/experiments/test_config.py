@@ -120,6 +120,12 @@ def test_a_wrong_place_is_refused_where_it_stands(place: str, message: str) -> N
         make_experiment({"name": "x", "devices": [{"place": place}]}, "here")
 
 
+@pytest.mark.parametrize("kind", ["nas_bench_201", "fbnet"])
+def test_a_space_without_a_supernet_is_refused_with_the_reason(kind: str) -> None:
+    with pytest.raises(ExperimentError, match=f"space.kind: an experiment trains a supernet, .* given: '{kind}'"):
+        make_experiment({"name": "x", "space": {"kind": kind}}, "here")
+
+
 def test_an_experiment_survives_being_written_and_read() -> None:
     experiment = load_experiment(ROOT / "experiments" / "quickstart.yaml")
     again = make_experiment(yaml.safe_load(yaml.safe_dump(experiment.model_dump(mode="json"))), "test")

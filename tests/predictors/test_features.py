@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hanax.predictors import additive_features, predictor_features
-from hanax.search_spaces import SearchSpace, mobilenet_v3
+from hanax.search_spaces import SearchSpace, fbnet, mobilenet_v3, nas_bench_201
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +56,12 @@ def test_the_number_of_columns_is_that_of_the_space_for_one_network_too(space: S
 def test_predictors_do_not_import_jax() -> None:
     code = "import sys, hanax.predictors; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("each", [nas_bench_201(), fbnet()], ids=lambda each: each.name)
+def test_spaces_of_cells_and_of_operators_have_features_like_any_other(each: SearchSpace) -> None:
+    codes = each.canonical(np.unique(each.sample(np.random.default_rng(5), 300), axis=0))
+    features = predictor_features(each, codes)
+    assert np.isfinite(features).all() and len(np.unique(features, axis=0)) == len(codes)
+    assert additive_features(each, codes).shape[1] < 500
+    np.testing.assert_array_equal(predictor_features(each, codes[7:9]), features[7:9])

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from hanax.search_spaces import RESOLUTION, Graph, SearchSpace, block_one_hot, graph_features, mobilenet_v3
+from hanax.search_spaces import (
+    RESOLUTION,
+    Condition,
+    ConvBlock,
+    Decision,
+    Graph,
+    MBConv,
+    NasBench201Cell,
+    Operator,
+    SearchSpace,
+    Slot,
+    block_one_hot,
+    fold_blocks,
+    graph_features,
+    live_features,
+    live_operators,
+    longest_path,
+    mobilenet_v3,
+    nas_bench_201,
+    operator_class,
+    operator_classes,
+)
 
 SMALL_IMAGES = mobilenet_v3(
     resolutions=(21, 28, 32),
@@ -107,3 +129,134 @@ def test_networks_of_one_resolution_differ_in_their_block_one_hot(space: SearchS
 def test_a_space_without_block_choices_has_no_block_columns() -> None:
     space = mobilenet_v3(resolutions=(24, 32), kernel_sizes=(3,), expand_ratios=(4,), depths=(2,))
     assert block_one_hot(space, space.sample(np.random.default_rng(0), 3)).shape == (3, 0)
+
+
+# ---- joint settings --------------------------------------------------------------------------------------------------
+
+
+@in_each_space
+def test_slots_with_few_joint_settings_have_a_column_for_each_in_order(space: SearchSpace) -> None:
+    codes = space.sample(np.random.default_rng(5), 40)
+    active = space.active(codes)
+    columns = []
+    for slot in space.slots:
+        names = [setting for setting in slot.settings if isinstance(setting, str)]
+        options = [range(len(space.decisions[space.column(name)].options)) for name in names]
+        settings = list(itertools.product(*options))
+        if len(settings) == 1 and slot.when is None:
+            continue
+        present = np.ones(len(codes), dtype=bool) if slot.when is None else space.holds(slot.when, codes, active)
+        chosen = codes[:, [space.column(name) for name in names]]
+        columns += [present & (chosen == setting).all(axis=1) for setting in settings]
+    expected = np.array(columns, dtype=float).reshape(-1, len(codes)).T
+    assert np.array_equal(block_one_hot(space, codes), expected)
+
+
+def three_slots(when: Condition | None) -> SearchSpace:
+    """A cell of which two edges are fixed and four are decided, its twin, and a block with a decision of its own."""
+    names = ("one", "two", "three", "four")
+    cell = Slot("cell", NasBench201Cell(8), (*names, 3, 4))
+    kernel = MBConv(8, 8, 1, (3, 5), (2,), "relu", False)
+    return SearchSpace(
+        "three slots",
+        image_channels=3,
+        n_classes=2,
+        decisions=(
+            Decision(RESOLUTION, (8,)),
+            Decision("depth", (1, 2)),
+            *(Decision(name, tuple(range(5))) for name in names),
+            Decision("kernel", (3, 5)),
+        ),
+        slots=(
+            Slot("stem", ConvBlock(3, 8, 3, 1, "relu")),
+            cell,
+            Slot("twin", cell.block, cell.settings, when),
+            Slot("last", kernel, ("kernel", 2)),
+        ),
+    )
+
+
+def test_slots_with_many_joint_settings_have_a_column_for_each_joint_setting_of_two_decisions() -> None:
+    space = three_slots(None)
+    codes = space.sample(np.random.default_rng(6), 300)
+    one_hot = block_one_hot(space, codes)
+    chosen = codes[:, 2:6]
+    expected = [
+        (chosen[:, first] == option) & (chosen[:, second] == other)
+        for first, second in itertools.combinations(range(4), 2)
+        for option, other in itertools.product(range(5), repeat=2)
+    ]
+    assert np.array_equal(one_hot[:, :-2], np.array(expected).T)
+    assert np.array_equal(one_hot[:, -2:], codes[:, [6]] == [0, 1])
+
+
+def test_a_slot_with_the_decisions_of_another_has_columns_of_its_own_only_where_it_may_be_absent() -> None:
+    space = three_slots(Condition("depth", (2,)))
+    codes = space.sample(np.random.default_rng(7), 300)
+    one_hot = block_one_hot(space, codes)
+    n_pairs = 6 * 25
+    assert one_hot.shape[1] == 2 * n_pairs + 2
+    is_there = codes[:, [space.column("depth")]] == 1
+    assert np.array_equal(one_hot[:, n_pairs : 2 * n_pairs], one_hot[:, :n_pairs] * is_there)
+
+
+# ---- folding ---------------------------------------------------------------------------------------------------------
+
+
+def test_equal_blocks_in_several_slots_are_summarised_once() -> None:
+    space = nas_bench_201(resolutions=(7, 8), stage_widths=(4, 6), cells_per_stage=3)
+    codes = space.sample(np.random.default_rng(8), 30)
+    n_shapes = 2 * 2  # two resolutions, two stages
+    met: list[tuple[str, ...]] = []
+
+    def summary(ops: list[Operator]) -> list[float]:
+        met.append(tuple(op.name for op in ops))
+        return [len(ops)]
+
+    counts = fold_blocks(space, codes, summary, 1)[:, 0]
+    assert counts.tolist() == [len(graph.operators) for graph in graphs_of(space, codes)]
+    cells = [names for names in met if "cell" in names[0]]
+    n_different = len(np.unique(codes, axis=0)), len(np.unique(codes[:, 1:], axis=0))
+    assert 2 * n_different[1] <= len(cells) == 2 * n_different[0] <= n_shapes * n_different[1]
+    assert all(names[0].startswith(("stage1.cell1.", "stage2.cell1.")) for names in cells)
+
+
+def test_blocks_are_kept_apart_where_names_are_read() -> None:
+    space = nas_bench_201(resolutions=(8,), stage_widths=(4,), cells_per_stage=3)
+    codes = space.encode([space.largest])
+
+    def named_after_the_second(ops: list[Operator]) -> list[float]:
+        return [sum(op.name.startswith("stage1.cell2.") for op in ops)]
+
+    n_operators = sum(op.name.startswith("stage1.cell2.") for op in space.graph(space.largest).operators)
+    assert fold_blocks(space, codes, named_after_the_second, 1, reads_names=True)[0, 0] == n_operators > 0
+
+
+@in_each_space
+def test_all_operators_of_a_mobilenet_v3_are_live(space: SearchSpace) -> None:
+    codes = space.sample(np.random.default_rng(9), 6)
+    names, features = live_features(space, codes)
+    sums = dict(zip(*_transposed(graph_features(space, codes)), strict=True))
+    live = dict(zip(*_transposed((names, features)), strict=True))
+    assert np.array_equal(live["live_macs"], sums["macs"])
+    assert np.array_equal(live["live_operators"], sums["operators"])
+    for label in operator_classes(space):
+        assert np.array_equal(live[f"live_{label}.count"], sums[f"{label}.count"])
+    for row, graph in enumerate(graphs_of(space, codes)):
+        assert live_operators(graph.operators) == list(graph.operators)
+        assert live["depth"][row] == longest_path(graph.operators)
+
+
+def _transposed(named: tuple[list[str], np.ndarray]) -> tuple[list[str], np.ndarray]:
+    return named[0], named[1].T
+
+
+def test_classes_of_a_space_are_those_of_its_networks() -> None:
+    space = nas_bench_201(resolutions=(8,), stage_widths=(4, 6), cells_per_stage=1)
+    found = set()
+    for arch in space.decode(space.sample(np.random.default_rng(10), 400)):
+        found |= {(operator_class(op), op.is_weighted) for op in space.graph(arch).operators}
+    assert dict(sorted(found)) == operator_classes(space)
+    assert set(operator_classes(space)) == {
+        "add", "avg_pool2", "avg_pool3", "conv1", "conv3", "dense", "global_pool", "identity", "norm", "relu", "zeros"
+    }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hanax.search_spaces import INPUT, Graph, Operator, Shape
+from hanax.search_spaces import INPUT, Graph, Operator, Shape, live_operators, longest_path
 
 IMAGE: Shape = (3, 8, 8)
 
@@ -90,6 +90,67 @@ def test_tensors_that_nobody_reads_any_more_are_dropped() -> None:
     assert Graph(shape, (*chain, long_skip)).peak_activation_bytes() == 4 * (16 + 16 + 16)
 
 
+def test_pools_shuffles_and_activations_cost_what_they_read_and_write() -> None:
+    shape, half = (4, 6, 6), (4, 3, 3)
+    pool = Operator("pool", "avg_pool", (INPUT,), shape, half, kernel_size=2, stride=2)
+    shuffle = Operator("shuffle", "shuffle", (INPUT,), shape, shape, groups=2)
+    relu = Operator("relu", "identity", (INPUT,), shape, shape, activation="relu")
+    norm = Operator("norm", "identity", (INPUT,), shape, shape, has_norm=True, activation="relu")
+    zeros = Operator("zeros", "zeros", (), shape, shape)
+    alias = Operator("alias", "identity", (INPUT,), shape, shape)
+    ops = [pool, shuffle, relu, norm, zeros, alias]
+    assert [op.macs for op in ops] == [0] * 6
+    assert [op.params for op in ops] == [0, 0, 0, 2 * 4, 0, 0]
+    assert [op.traffic_values for op in ops] == [144 + 36, 144 + 144, 144 + 144, 144 + 8 + 144, 144, 0]
+    assert [op.is_alias for op in ops] == [False] * 5 + [True]
+    assert [op.kernel_shape for op in ops] == [()] * 6
+
+
+def test_another_name_takes_no_memory_and_keeps_the_tensor_alive() -> None:
+    shape = (1, 4, 4)
+    alias = Operator("alias", "identity", (INPUT,), shape, shape)
+    second = conv("second", "alias", shape, shape)
+    third = conv("third", "second", shape, shape)
+    assert Graph(shape, (alias,)).peak_activation_bytes() == 4 * 16
+    assert Graph(shape, (alias, second, third)).peak_activation_bytes() == 4 * (16 + 16)
+    long_skip = Operator("add", "add", ("third", "alias"), shape, shape)
+    assert Graph(shape, (alias, second, third, long_skip)).peak_activation_bytes() == 4 * (16 + 16 + 16)
+
+
+def test_an_input_that_nobody_reads_takes_no_memory() -> None:
+    assert Graph((8, 4, 4), (Operator("zeros", "zeros", (), (1, 4, 4), (1, 4, 4)),)).peak_activation_bytes() == 4 * 16
+
+
+# ---- paths -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_operator_of_a_net_without_dead_ends_is_live() -> None:
+    assert live_operators(SMALL.operators) == list(SMALL.operators)
+    assert longest_path(SMALL.operators) == 8
+    assert longest_path(inverted_residual(True).operators) == 4
+
+
+def test_dead_ends_and_constants_are_not_live() -> None:
+    shape = (1, 4, 4)
+    zeros = Operator("zeros", "zeros", (), shape, shape)
+    ops = [
+        conv("first", INPUT, shape, shape),
+        conv("unread", "first", shape, shape),
+        zeros,
+        conv("constant", "zeros", shape, shape),
+        Operator("sum", "add", ("first", "constant"), shape, shape),
+    ]
+    assert [op.name for op in live_operators(ops)] == ["first", "sum"]
+    assert longest_path(ops) == 2
+    assert (live_operators([zeros]), longest_path([zeros])) == ([], 0)
+
+
+def test_paths_start_at_the_tensor_that_is_asked_for() -> None:
+    block = inverted_residual(True).operators[1:]
+    assert [op.name for op in live_operators(block, "expand")] == ["depthwise", "project", "add"]
+    assert longest_path(block, "expand") == 3
+
+
 INVALID: dict[str, tuple[list[Operator], str]] = {
     "a name that nothing produces": (
         [STEM, conv("next", "steam", (4, 4, 4), (4, 4, 4))],
@@ -101,6 +162,14 @@ INVALID: dict[str, tuple[list[Operator], str]] = {
         r"next expects shape \(8, 4, 4\); stem gives \(4, 4, 4\)",
     ),
     "a name used twice": ([STEM, conv("stem", "stem", (4, 4, 4), (4, 4, 4))], "two operators are named 'stem'"),
+    "an operator that reads nothing": (
+        [Operator("add", "add", (), IMAGE, IMAGE)],
+        "add, of kind add, reads nothing; zeros reads nothing, all others something",
+    ),
+    "zeros that read": (
+        [Operator("zeros", "zeros", (INPUT,), IMAGE, IMAGE)],
+        "zeros, of kind zeros, reads input; zeros reads nothing",
+    ),
     "the name of the input": ([conv(INPUT, INPUT, IMAGE, IMAGE)], "two operators are named 'input'"),
 }
 

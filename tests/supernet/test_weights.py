@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hanax.search_spaces import INPUT, Graph, Operator, mobilenet_v3
+from hanax.search_spaces import INPUT, Graph, Operator, SearchSpace, fbnet, mobilenet_v3, nas_bench_201
+from hanax.supernet import (
+    StaticNet,
+    init_params,
+    to_mlir,
+    to_ncnn,
+    to_onnx,
+    to_stablehlo,
+    to_tflite,
+    to_tflite_int8,
+)
 from hanax.supernet._weights import (
     UncalibratedError,
     Weights,
@@ -149,3 +160,49 @@ def test_a_damaged_or_foreign_file_is_refused_by_name(weights: Weights, tmp_path
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"net\.npz"):
         load_weights(tmp_path / "net.npz")
+
+
+SHAPE = (4, 4, 4)
+WITHOUT_FORM = {
+    "avg_pool": Operator("odd", "avg_pool", (INPUT,), SHAPE, SHAPE, kernel_size=3),
+    "identity": Operator("odd", "identity", (INPUT,), SHAPE, SHAPE, has_norm=True),
+    "shuffle": Operator("odd", "shuffle", (INPUT,), SHAPE, SHAPE, groups=2),
+    "zeros": Operator("odd", "zeros", (), SHAPE, SHAPE),
+}
+MAKERS: dict[str, Callable[[Graph], object]] = {
+    "random_weights": lambda graph: random_weights(graph, np.random.default_rng(0)),
+    "check_weights": lambda graph: check_weights(graph, {}),
+    "fold_batch_norm": lambda graph: fold_batch_norm(graph, {}),
+    "StaticNet": lambda graph: StaticNet(graph, {}),
+    "to_onnx": lambda graph: to_onnx(graph, {}),
+    "to_ncnn": lambda graph: to_ncnn(graph, {}),
+    "to_tflite": lambda graph: to_tflite(graph, {}),
+    "to_tflite_int8": lambda graph: to_tflite_int8(graph, {}, np.zeros((1, *SHAPE), np.float32)),
+    "to_stablehlo": lambda graph: to_stablehlo(graph, {}),
+    "to_mlir": lambda graph: to_mlir(graph, {}),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+@pytest.mark.parametrize("kind", WITHOUT_FORM)
+def test_kinds_of_operators_without_a_form_are_refused_by_name_everywhere(
+    kind: str, make: Callable[[Graph], object]
+) -> None:
+    pool = Operator("pool", "global_pool", ("odd",), SHAPE, (4, 1, 1))
+    classify = Operator("classify", "dense", ("pool",), (4, 1, 1), (3, 1, 1), has_bias=True)
+    message = f"odd is an operator of kind {kind}, which .* cannot have yet; they are made of conv, dense, global_pool"
+    with pytest.raises(ValueError, match=message):
+        make(Graph(SHAPE, (WITHOUT_FORM[kind], pool, classify)))
+
+
+@pytest.mark.parametrize(("space", "block"), [(nas_bench_201(), "NasBench201Cell"), (fbnet(), "FBNetLayer")])
+def test_a_space_without_a_supernet_is_refused_by_the_name_of_its_block(space: SearchSpace, block: str) -> None:
+    with pytest.raises(TypeError, match=f"no weights are known for blocks of type {block}; known: ConvBlock, MBConv"):
+        init_params(space, 0)
+
+
+def test_a_network_of_known_kinds_has_weights_whatever_its_space() -> None:
+    space = fbnet(stages=((1, 8, 1), (2, 12, 2)), stem_width=8, head_width=24)
+    graph = space.graph(space.largest)
+    assert sum(array.size for entries in random_weights(graph, np.random.default_rng(0)).values()
+               for name, array in entries.items() if name not in ("mean", "variance")) == graph.params  # fmt: skip
