@@ -10,6 +10,7 @@ from hanax.devices._ledger import Ledger
 from hanax.devices._local_agent import Agent, LocalAgent
 from hanax.devices._requests import count_runs, identify, load_model, unload_model
 from hanax.devices._specs import DeviceSpec
+from hanax.devices._table import Purpose
 from hanax.search_spaces import Arch, SearchSpace
 
 COST = "instructions"
@@ -63,6 +64,7 @@ def collect_instructions(
     table_path: str | Path,
     ledger: Ledger,
     *,
+    purpose: Purpose = "table",
     batch_size: int = 12,
     start_agent: Callable[[DeviceSpec], Agent] = LocalAgent,
     on_progress: Callable[[int, int], None] | None = None,
@@ -72,6 +74,7 @@ def collect_instructions(
     Args:
         build_model: The model file of an architecture in ``device.model_format``, for ``device.batch`` images.
         ledger: Gets a record for every count, before it begins.
+        purpose: What the ledger notes; the table holds all counts alike.
         batch_size: Architectures between two times that the table is replaced.
         start_agent: Makes the agent; by default a process on this machine.
 
@@ -87,7 +90,7 @@ def collect_instructions(
             models = {str(arch): build_model(arch) for arch in batch}
             shapes = {str(arch): (device.batch, *space.input_shape(arch)) for arch in batch}
             for arch in batch:
-                ledger.record(device.name, arch, "table")
+                ledger.record(device.name, arch, purpose)
             return list(count_instructions(agent, models, shapes).values())
 
         return collect_costs(

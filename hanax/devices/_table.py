@@ -27,8 +27,8 @@ from hanax.search_spaces import Arch, SearchSpace, graph_features
 if TYPE_CHECKING:
     import pandas as pd
 
-Purpose = Literal["table", "winner"]
-"""Why a row was measured: to learn from, or to confirm a result of a search."""
+Purpose = Literal["table", "held-out", "winner"]
+"""Why a row was measured: to learn from, to judge what was learned, or to confirm a result of a search."""
 
 COLUMNS: dict[str, str] = {
     "arch": "str",

@@ -6,12 +6,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "Adaptation",
+    "AdaptationCard",
     "Experiment",
     "ExperimentError",
     "ReportData",
     "RunFolderError",
     "SearchOutcome",
     "SubnetCard",
+    "adapt",
+    "adapt_from_table",
+    "bundle_for_adapting",
     "finetune",
     "load_experiment",
     "make_experiment",
@@ -23,12 +28,17 @@ __all__ = [
 ]
 
 _HOME = {
+    "Adaptation": "_adapt",
+    "AdaptationCard": "_adaptation_card",
     "Experiment": "_config",
     "ExperimentError": "_config",
     "ReportData": "_report",
     "RunFolderError": "_folder",
     "SearchOutcome": "_api",
     "SubnetCard": "_after",
+    "adapt": "_adapt",
+    "adapt_from_table": "_adapt",
+    "bundle_for_adapting": "_adapt",
     "finetune": "_after",
     "load_experiment": "_config",
     "make_experiment": "_config",
@@ -40,6 +50,8 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from hanax.experiments._adapt import Adaptation, adapt, adapt_from_table, bundle_for_adapting
+    from hanax.experiments._adaptation_card import AdaptationCard
     from hanax.experiments._after import SubnetCard, finetune, train
     from hanax.experiments._api import SearchOutcome, search
     from hanax.experiments._config import Experiment, ExperimentError, load_experiment, make_experiment

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from hanax.experiments._cli_adapt import adapt
 from hanax.experiments._cli_bundles import bundle, import_results
 from hanax.experiments._cli_collect import collect_blocks, collect_end_to_end, collect_latency
 from hanax.experiments._cli_devices import devices
@@ -40,6 +41,7 @@ app.add_typer(tables, name="table")
 collect.command("latency")(collect_latency)
 collect.command("blocks")(collect_blocks)
 collect.command("end-to-end")(collect_end_to_end)
+app.command("adapt")(adapt)
 app.command("bundle")(bundle)
 app.command("import-results")(import_results)
 

@@ -60,15 +60,15 @@ def _all_columns(space: SearchSpace, codes: Codes) -> Floats:
 @lru_cache(maxsize=16)
 def _column_statistics(space: SearchSpace) -> tuple[Floats, Floats]:
     """What to subtract from each column and to divide it by; the divisor is 0 for a column to leave out."""
-    columns = _all_columns(space, _reference_codes(space))
+    columns = _all_columns(space, reference_codes(space))
     mean, spread = columns.mean(axis=0), columns.std(axis=0)
-    n_sums = graph_features(space, _reference_codes(space)[:1])[1].shape[1]
+    n_sums = graph_features(space, reference_codes(space)[:1])[1].shape[1]
     is_sum = np.arange(len(mean)) >= len(mean) - n_sums
     varies = spread > 1e-9 * np.maximum(np.abs(mean), 1.0)
     return np.where(is_sum, mean, 0.0), np.where(varies, np.where(is_sum, spread, 1.0), 0.0)
 
 
-def _reference_codes(space: SearchSpace) -> Codes:
+def reference_codes(space: SearchSpace) -> Codes:
     """`N_REFERENCE` canonical codes like those of `SearchSpace.sample`, the same with every version of NumPy."""
     shape = (N_REFERENCE, len(space.decisions))
     stream = hashlib.shake_256(b"hanax reference networks").digest(4 * shape[0] * shape[1])

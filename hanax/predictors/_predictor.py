@@ -117,7 +117,7 @@ class LinearPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # s
         return values
 
 
-def training_data(predictor: LinearPredictor, X: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
+def training_data(predictor: BaseEstimator, X: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
     """Features and costs as checked arrays; scikit-learn's errors for what does not fit."""
     features, costs = validate_data(predictor, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
     return features, np.asarray(costs, dtype=np.float64)

@@ -1,0 +1,276 @@
+"""Latency on a new device from about ten measurements, with or without other devices to learn from.
+
+Shapes: `n` samples, `f` features, `c` kernels, `h` settings, `q` networks to predict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import t as student
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from hanax.predictors._choose_archs import next_archs
+from hanax.predictors._evidence import N_ROUNDS, TAIL, Posterior, Settings, draw_settings, infer
+from hanax.predictors._kernels import Kernel, latency_kernels
+from hanax.predictors._leave_one_out import Floats
+from hanax.predictors._predictor import training_data
+from hanax.predictors._source_pool import Groups, SourcePool
+
+N_SETTINGS = 600
+N_KEPT = 32
+"""Settings of most evidence that predictions are made from."""
+
+ROWS_AT_A_TIME = 4096
+PRIOR_RESIDUALS = 6.0
+"""Leave-one-out residuals as large as expected that the calibration of intervals starts from."""
+
+INFLATION = 1.2
+"""How much wider intervals are than the posterior says at least: chosen on source devices that the pool was without."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """A scale on which costs are modelled: their logarithm, or themselves in units of their mean."""
+
+    is_log: bool
+    unit: float
+
+    def of(self, costs: Floats) -> Floats:
+        return np.log(costs) if self.is_log else costs / self.unit
+
+    def log_jacobian(self, costs: Floats) -> float:
+        """Logarithm of the density of costs per density on this scale, so that evidences compare."""
+        return -float(np.log(costs).sum()) if self.is_log else -len(costs) * float(np.log(self.unit))
+
+    def derivative(self, costs: Floats) -> Floats:
+        return 1.0 / costs if self.is_log else np.full(len(costs), 1.0 / self.unit)
+
+
+class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Cost on a new device from few samples: other devices count as far as the samples speak for them.
+
+    A Gaussian process whose kernel is a mix of what the source devices cost (as a mix of them, and as a smooth function
+    of them) and of features that need no other device: operators by class and by stage, options, total work. How much
+    each counts, how noisy the samples are, and whether effects add up or multiply is averaged over by evidence, so
+    that sources unlike the device lose their say. Outliers are weighted down (Student-t noise), and costs in whole
+    milliseconds carry the noise of rounding.
+
+    Args:
+        pool: Costs on other devices; None to learn from the samples alone.
+        groups: Groups of the columns of `X` (`latency_feature_groups`); needed without a pool only.
+        n_settings: Mixes of kernels that are tried.
+        seed: Decides which these are.
+
+    Attributes:
+        samples_, costs_: What it learned from, shapes (n, f) and (n,).
+        share_: Posterior probability of each setting that is kept, shape (h,).
+        kernel_weights_, noise_: The settings, shapes (h, c) and (h,).
+        is_log_: Whether a setting models the logarithm of the cost, shape (h,).
+        level_, dual_, scale_, precision_: Their posteriors, see `Posterior`.
+        kernel_names_: What the kernels are about.
+        kernel_share_: How much each counts, shape (c,); sums to 1.
+        calibration_: Factor of all standard deviations.
+    """
+
+    samples_: Floats
+    costs_: Floats
+    share_: Floats
+    kernel_weights_: Floats
+    noise_: Floats
+    is_log_: np.ndarray
+    level_: Floats
+    dual_: Floats
+    scale_: Floats
+    precision_: Floats
+    kernel_names_: np.ndarray
+    kernel_share_: Floats
+    calibration_: float
+    rounding_: float
+
+    def __init__(
+        self, pool: SourcePool | None = None, groups: Groups | None = None, n_settings: int = N_SETTINGS, seed: int = 0
+    ) -> None:
+        self.pool = pool
+        self.groups = groups
+        self.n_settings = n_settings
+        self.seed = seed
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> TransferPredictor:
+        """Fit on `latency_features` `X` of the samples, shape (n, f), and their costs `y`, shape (n,); returns self.
+
+        Raises:
+            ValueError: Neither a pool nor groups, columns that are not the pool's, a cost that is not above 0, fewer
+                than three samples, or data that scikit-learn refuses.
+        """
+        features, costs = training_data(self, X, y)
+        if costs.min() <= 0:
+            raise ValueError(f"costs must be above 0; the least of {len(costs)} is {costs.min()}")
+        if len(costs) < 3:
+            raise ValueError(f"at least 3 samples are needed; got {len(costs)}")
+        kernels = self._kernels(features.shape[1])
+        embedded = [kernel.embed(features) for kernel in kernels]
+        grams = np.stack([kernel.between(where, where) for kernel, where in zip(kernels, embedded, strict=True)])
+        settings = draw_settings(len(kernels), self.n_settings, np.random.default_rng(self.seed))
+        scales = (_Scale(True, 1.0), _Scale(False, float(costs.mean())))
+        # costs in whole units are rounded: uniform noise of variance 1/12
+        self.rounding_ = 1.0 / np.sqrt(12.0) if np.all(costs == np.round(costs)) else 0.0
+        posteriors, share = _weigh(grams, costs, settings, scales, self.rounding_)
+        kept = np.argsort(-share, axis=None, kind="stable")[:N_KEPT]
+        which_scale, which_setting = np.unravel_index(kept, share.shape)
+        self.samples_, self.costs_ = features, costs
+        self.share_ = share[which_scale, which_setting] / share[which_scale, which_setting].sum()
+        self.is_log_ = np.array([scales[index].is_log for index in which_scale])
+        self.kernel_weights_, self.noise_ = settings.weights[which_setting], settings.noise[which_setting]
+        picked = list(zip(which_scale.tolist(), which_setting.tolist(), strict=True))
+        for name in ("level", "dual", "scale", "precision"):
+            setattr(self, f"{name}_", np.stack([getattr(posteriors[s], name)[h] for s, h in picked]))
+        self.kernel_names_ = np.array([kernel.name for kernel in kernels], dtype=object)
+        self.kernel_share_ = self.share_ @ self.kernel_weights_
+        self.calibration_ = self._calibrate()
+        return self
+
+    def predict(self, X: ArrayLike) -> Floats:
+        """Predicted cost (median) of each row of `X`, shape (q,), in the unit of the `y` of `fit`."""
+        return np.exp(self._log_costs(X)[0])
+
+    def predict_interval(self, X: ArrayLike, coverage: float = 0.9) -> tuple[Floats, Floats]:
+        """Lower and upper bounds for one new measurement at each row of `X`, shapes (q,), in the unit of `y`.
+
+        The posterior's, widened by `calibration_`.
+
+        Raises:
+            ValueError: `coverage` is not between 0 and 1.
+        """
+        if not 0.0 < coverage < 1.0:
+            raise ValueError(f"coverage is a probability between 0 and 1, such as 0.9; got {coverage}")
+        mean, deviation = self._log_costs(X)
+        reach = student.ppf(0.5 + coverage / 2.0, len(self.costs_) - 1) * deviation
+        return np.exp(mean - reach), np.exp(mean + reach)
+
+    def probability_below(self, X: ArrayLike, budget: float) -> Floats:
+        """Probability that a new measurement at each row of `X` is at most `budget`, shape (q,).
+
+        Raises:
+            ValueError: `budget` is not above 0.
+        """
+        if not budget > 0:
+            raise ValueError(f"a budget is a cost above 0; got {budget}")
+        mean, deviation = self._log_costs(X)
+        return np.asarray(student.cdf((np.log(budget) - mean) / deviation, len(self.costs_) - 1))
+
+    def next_measurements(self, X: ArrayLike, n: int) -> tuple[np.ndarray, Floats]:
+        """Which `n` rows of `X` to measure next, best first, and what that is expected to bring.
+
+        Returns:
+            Indices, shape (n,), and the mean relative standard deviation of predictions over `X` with none, one, ...
+            `n` of them measured, shape (n + 1,), if the device goes on as it is understood now.
+        """
+        features = self._check(X)
+        kernels = self._kernels(features.shape[1])
+        noise = float(self.share_ @ self.noise_)
+        chosen, remaining = next_archs(kernels, self.kernel_share_, noise, features, self.samples_, n)
+        _, deviation = self._log_costs(features)
+        return chosen, float(deviation.mean()) * np.sqrt(remaining / remaining[0])
+
+    def _kernels(self, n_columns: int) -> list[Kernel]:
+        groups = self.groups if self.pool is None else self.pool.groups
+        if groups is None:
+            raise ValueError("give a pool of other devices, or without one the groups of the columns of X")
+        if self.pool is not None and self.pool.X.shape[1] != n_columns:
+            raise ValueError(
+                f"X has {n_columns} columns, the networks of the pool have {self.pool.X.shape[1]}; both must be the "
+                "latency_features of one space"
+            )
+        return latency_kernels(groups, n_columns, self.pool)
+
+    def _check(self, X: ArrayLike) -> Floats:
+        check_is_fitted(self)
+        features: Floats = validate_data(self, X, dtype=np.float64, reset=False)
+        return features
+
+    def _log_costs(self, X: ArrayLike) -> tuple[Floats, Floats]:
+        """Mean and calibrated scale of the log cost of each row of `X`."""
+        features = self._check(X)
+        kernels = self._kernels(features.shape[1])
+        known = [kernel.embed(self.samples_) for kernel in kernels]
+        parts = [
+            self._log_costs_of(kernels, known, features[start : start + ROWS_AT_A_TIME])
+            for start in range(0, len(features), ROWS_AT_A_TIME)
+        ]
+        mean, variance = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return mean, self.calibration_ * np.sqrt(variance)
+
+    def _log_costs_of(self, kernels: list[Kernel], known: list[Floats], features: Floats) -> tuple[Floats, Floats]:
+        embedded = [kernel.embed(features) for kernel in kernels]
+        cross = np.stack([k.between(new, old) for k, new, old in zip(kernels, embedded, known, strict=True)])
+        own = np.stack([kernel.own(new) for kernel, new in zip(kernels, embedded, strict=True)])
+        mixed = np.tensordot(self.kernel_weights_, cross, axes=1)  # (h, q, n)
+        mean = self.level_[:, None] + np.einsum("hqn,hn->hq", mixed, self.dual_)
+        explained = (mixed @ self.precision_ * mixed).sum(axis=2)
+        ones = self.precision_.sum(axis=2)
+        slack = 1.0 - np.einsum("hqn,hn->hq", mixed, ones)
+        spare = self.kernel_weights_ @ own + self.noise_[:, None] - explained + slack**2 / ones.sum(axis=1)[:, None]
+        return self._combine(mean, np.maximum(spare, 1e-9) * self.scale_[:, None])
+
+    def _combine(self, mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
+        """Mean and variance of log costs over the settings, from each setting's on its own scale, shapes (h, q)."""
+        unit = float(self.costs_.mean())
+        least = 0.2 * float(self.costs_.min())
+        cost = np.maximum(mean * unit, least)
+        is_log = self.is_log_[:, None]
+        log_mean = np.where(is_log, mean, np.log(np.where(is_log, 1.0, cost)))
+        rounding = (self.rounding_ / np.exp(log_mean)) ** 2
+        log_variance = np.where(is_log, variance, variance * (unit / cost) ** 2) + rounding
+        combined = self.share_ @ log_mean
+        return combined, self.share_ @ (log_variance + (log_mean - combined) ** 2)
+
+    def _calibrate(self) -> float:
+        """`INFLATION`, and more where leave-one-out residuals are larger than predicted.
+
+        Smaller ones narrow nothing: the settings were chosen with the very samples that are left out.
+        """
+        posterior = Posterior(self.share_, self.level_, self.dual_, self.scale_, self.precision_)
+        residual, variance = posterior.leave_one_out()
+        unit = float(self.costs_.mean())
+        z = np.where(self.is_log_[:, None], np.log(self.costs_), self.costs_ / unit)
+        mean, variance = self._combine(z - residual, variance)
+        squares = (np.log(self.costs_) - mean) ** 2 / variance
+        excess = (PRIOR_RESIDUALS + squares.sum()) / (PRIOR_RESIDUALS + len(squares))
+        return INFLATION * float(np.sqrt(max(1.0, excess)))
+
+
+def _weigh(
+    grams: Floats, costs: Floats, settings: Settings, scales: tuple[_Scale, ...], rounding: float
+) -> tuple[list[Posterior], Floats]:
+    """Posteriors on each scale, and the probability of each scale and setting, shape (scales, h).
+
+    Samples that the others do not expect are given more noise and all is weighed anew: the expectation step of
+    Student-t noise (Lange, Little & Taylor, 1989, doi:10.2307/2290063), with leave-one-out residuals.
+    """
+    factor = np.ones(len(costs))
+    posteriors: list[Posterior] = []
+    share = np.zeros((len(scales), len(settings.noise)))
+    for _ in range(N_ROUNDS):
+        posteriors = []
+        for scale in scales:
+            z = scale.of(costs)
+            extra = (rounding * scale.derivative(costs)) ** 2 / max(float(z.var()), 1e-12)
+            posteriors.append(infer(grams, z, settings, factor, extra))
+        evidence = np.stack(
+            [
+                posterior.log_evidence + scale.log_jacobian(costs)
+                for posterior, scale in zip(posteriors, scales, strict=True)
+            ]
+        )
+        share = np.exp(evidence - evidence.max())
+        share /= share.sum()
+        surprise = np.zeros(len(costs))
+        for posterior, weight in zip(posteriors, share, strict=True):
+            residual, variance = posterior.leave_one_out()
+            surprise += weight @ (residual**2 / variance)
+        factor = np.maximum((TAIL + surprise) / (TAIL + 1.0), 1.0)
+    return posteriors, share
