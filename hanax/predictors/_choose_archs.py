@@ -5,12 +5,10 @@ Shapes: `n` candidates, `r` networks that predictions are wanted for, `f` featur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from hanax.predictors._kernels import Kernel, latency_kernels
+from hanax.predictors._kernels import Kernels, latency_kernels
 from hanax.predictors._leave_one_out import Floats
 from hanax.predictors._source_pool import Groups, SourcePool, is_alive
 
@@ -47,13 +45,13 @@ def choose_archs(
     candidates = rng.permutation(usable)[: max(N_CANDIDATES, n)]
     reference = rng.permutation(usable)[:N_REFERENCE]
     kernels = latency_kernels(groups, X.shape[1], pool)
-    shares = np.full(len(kernels), 1.0 / len(kernels))
+    shares = np.full(len(kernels.kernels), 1.0 / len(kernels.kernels))
     taken, _ = _greedy(kernels, shares, NOISE, X[candidates], X[reference], X[:0], n)
     return candidates[taken]
 
 
 def next_archs(
-    kernels: Sequence[Kernel], shares: Floats, noise: float, X: Floats, samples: Floats, n: int
+    kernels: Kernels, shares: Floats, noise: float, X: Floats, samples: Floats, n: int
 ) -> tuple[Indices, Floats]:
     """`n` rows of `X` to measure after `samples`, and the mean variance over `X` left with none, one, ... of them."""
     if len(X) < n:
@@ -64,16 +62,15 @@ def next_archs(
 
 
 def _greedy(
-    kernels: Sequence[Kernel], shares: Floats, noise: float, X: Floats, reference: Floats, samples: Floats, n: int
+    kernels: Kernels, shares: Floats, noise: float, X: Floats, reference: Floats, samples: Floats, n: int
 ) -> tuple[Indices, Floats]:
     """Rows of `X` in the order that lessens the mean variance over `reference` most, and what is left each time."""
     points = np.concatenate([samples, X])
-    embedded = [kernel.embed(points) for kernel in kernels]
-    targets = [kernel.embed(reference) for kernel in kernels]
+    embedded, targets = kernels.embed(points), kernels.embed(reference)
     # the unknown level of the costs is one more function, a constant
-    inner = 1.0 + sum(w * k.between(e, e) for w, k, e in zip(shares, kernels, embedded, strict=True))
-    outer = 1.0 + sum(w * k.between(t, e) for w, k, t, e in zip(shares, kernels, targets, embedded, strict=True))
-    left = 1.0 + sum(w * k.own(t) for w, k, t in zip(shares, kernels, targets, strict=True))
+    inner = 1.0 + np.tensordot(shares, kernels.between(embedded, embedded), axes=1)
+    outer = 1.0 + np.tensordot(shares, kernels.between(targets, embedded), axes=1)
+    left = 1.0 + shares @ kernels.own(targets)
     taken: list[int] = []
     remaining: list[float] = []
     free = np.arange(len(points)) >= len(samples)

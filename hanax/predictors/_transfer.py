@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hanax.predictors._choose_archs import next_archs
 from hanax.predictors._evidence import N_ROUNDS, TAIL, Posterior, Settings, draw_settings, infer
-from hanax.predictors._kernels import Kernel, latency_kernels
+from hanax.predictors._kernels import Kernels, latency_kernels
 from hanax.predictors._leave_one_out import Floats
 from hanax.predictors._predictor import training_data
 from hanax.predictors._source_pool import Groups, SourcePool
@@ -25,6 +25,9 @@ N_KEPT = 32
 """Settings of most evidence that predictions are made from."""
 
 ROWS_AT_A_TIME = 4096
+LEAST_SHARE = 0.2
+"""Of the least cost measured: a setting that adds effects up predicts no less than that."""
+
 PRIOR_RESIDUALS = 6.0
 """Leave-one-out residuals as large as expected that the calibration of intervals starts from."""
 
@@ -112,9 +115,9 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         if len(costs) < 3:
             raise ValueError(f"at least 3 samples are needed; got {len(costs)}")
         kernels = self._kernels(features.shape[1])
-        embedded = [kernel.embed(features) for kernel in kernels]
-        grams = np.stack([kernel.between(where, where) for kernel, where in zip(kernels, embedded, strict=True)])
-        settings = draw_settings(len(kernels), self.n_settings, np.random.default_rng(self.seed))
+        embedded = kernels.embed(features)
+        grams = kernels.between(embedded, embedded)
+        settings = draw_settings(len(grams), self.n_settings, np.random.default_rng(self.seed))
         scales = (_Scale(True, 1.0), _Scale(False, float(costs.mean())))
         # costs in whole units are rounded: uniform noise of variance 1/12
         self.rounding_ = 1.0 / np.sqrt(12.0) if np.all(costs == np.round(costs)) else 0.0
@@ -128,14 +131,23 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         picked = list(zip(which_scale.tolist(), which_setting.tolist(), strict=True))
         for name in ("level", "dual", "scale", "precision"):
             setattr(self, f"{name}_", np.stack([getattr(posteriors[s], name)[h] for s, h in picked]))
-        self.kernel_names_ = np.array([kernel.name for kernel in kernels], dtype=object)
+        self.kernel_names_ = np.array(kernels.names, dtype=object)
         self.kernel_share_ = self.share_ @ self.kernel_weights_
         self.calibration_ = self._calibrate()
         return self
 
     def predict(self, X: ArrayLike) -> Floats:
         """Predicted cost (median) of each row of `X`, shape (q,), in the unit of the `y` of `fit`."""
-        return np.exp(self._log_costs(X)[0])
+        features = self._check(X)
+        kernels = self._kernels(features.shape[1])
+        known = kernels.embed(self.samples_)
+        dual = self.kernel_weights_.T[:, :, None] * self.dual_  # (c, h, n)
+        parts = []
+        for start in range(0, len(features), ROWS_AT_A_TIME):
+            cross = kernels.between(kernels.embed(features[start : start + ROWS_AT_A_TIME]), known)
+            mean = self.level_[:, None] + np.sum(dual @ cross.transpose(0, 2, 1), axis=0)
+            parts.append(self.share_ @ self._log_means(mean))
+        return np.exp(np.concatenate(parts))
 
     def predict_interval(self, X: ArrayLike, coverage: float = 0.9) -> tuple[Floats, Floats]:
         """Lower and upper bounds for one new measurement at each row of `X`, shapes (q,), in the unit of `y`.
@@ -176,7 +188,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         _, deviation = self._log_costs(features)
         return chosen, float(deviation.mean()) * np.sqrt(remaining / remaining[0])
 
-    def _kernels(self, n_columns: int) -> list[Kernel]:
+    def _kernels(self, n_columns: int) -> Kernels:
         groups = self.groups if self.pool is None else self.pool.groups
         if groups is None:
             raise ValueError("give a pool of other devices, or without one the groups of the columns of X")
@@ -196,7 +208,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         """Mean and calibrated scale of the log cost of each row of `X`."""
         features = self._check(X)
         kernels = self._kernels(features.shape[1])
-        known = [kernel.embed(self.samples_) for kernel in kernels]
+        known = kernels.embed(self.samples_)
         parts = [
             self._log_costs_of(kernels, known, features[start : start + ROWS_AT_A_TIME])
             for start in range(0, len(features), ROWS_AT_A_TIME)
@@ -204,11 +216,10 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         mean, variance = (np.concatenate(part) for part in zip(*parts, strict=True))
         return mean, self.calibration_ * np.sqrt(variance)
 
-    def _log_costs_of(self, kernels: list[Kernel], known: list[Floats], features: Floats) -> tuple[Floats, Floats]:
-        embedded = [kernel.embed(features) for kernel in kernels]
-        cross = np.stack([k.between(new, old) for k, new, old in zip(kernels, embedded, known, strict=True)])
-        own = np.stack([kernel.own(new) for kernel, new in zip(kernels, embedded, strict=True)])
-        mixed = np.tensordot(self.kernel_weights_, cross, axes=1)  # (h, q, n)
+    def _log_costs_of(self, kernels: Kernels, known: list[Floats], features: Floats) -> tuple[Floats, Floats]:
+        embedded = kernels.embed(features)
+        own = kernels.own(embedded)
+        mixed = np.tensordot(self.kernel_weights_, kernels.between(embedded, known), axes=1)  # (h, q, n)
         mean = self.level_[:, None] + np.einsum("hqn,hn->hq", mixed, self.dual_)
         explained = (mixed @ self.precision_ * mixed).sum(axis=2)
         ones = self.precision_.sum(axis=2)
@@ -216,15 +227,18 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         spare = self.kernel_weights_ @ own + self.noise_[:, None] - explained + slack**2 / ones.sum(axis=1)[:, None]
         return self._combine(mean, np.maximum(spare, 1e-9) * self.scale_[:, None])
 
+    def _log_means(self, mean: Floats) -> Floats:
+        """Each setting's mean of the log cost, from that on its own scale, shapes (h, q)."""
+        least = LEAST_SHARE * float(self.costs_.min())
+        cost = np.where(self.is_log_[:, None], 1.0, np.maximum(mean * float(self.costs_.mean()), least))
+        return np.where(self.is_log_[:, None], mean, np.log(cost))
+
     def _combine(self, mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
         """Mean and variance of log costs over the settings, from each setting's on its own scale, shapes (h, q)."""
-        unit = float(self.costs_.mean())
-        least = 0.2 * float(self.costs_.min())
-        cost = np.maximum(mean * unit, least)
-        is_log = self.is_log_[:, None]
-        log_mean = np.where(is_log, mean, np.log(np.where(is_log, 1.0, cost)))
-        rounding = (self.rounding_ / np.exp(log_mean)) ** 2
-        log_variance = np.where(is_log, variance, variance * (unit / cost) ** 2) + rounding
+        log_mean = self._log_means(mean)
+        cost = np.exp(log_mean)
+        relative = np.where(self.is_log_[:, None], 1.0, (float(self.costs_.mean()) / cost) ** 2)
+        log_variance = variance * relative + (self.rounding_ / cost) ** 2
         combined = self.share_ @ log_mean
         return combined, self.share_ @ (log_variance + (log_mean - combined) ** 2)
 
