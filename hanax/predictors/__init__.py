@@ -8,6 +8,7 @@ from hanax.predictors._features import ADDITIVE_PRIOR_COLUMNS, additive_features
 from hanax.predictors._files import PoolMismatchError, load_predictor, save_predictor
 from hanax.predictors._hierarchical_bayes import HierarchicalBayesPredictor
 from hanax.predictors._latency_features import latency_feature_groups, latency_features
+from hanax.predictors._operation_wise import OperationWisePredictor
 from hanax.predictors._predictor import Predictor
 from hanax.predictors._principal_components import PrincipalComponentsPredictor
 from hanax.predictors._ridge import RidgePredictor
@@ -19,6 +20,7 @@ __all__ = [
     "AdditivePredictor",
     "BestSourcePredictor",
     "HierarchicalBayesPredictor",
+    "OperationWisePredictor",
     "PoolMismatchError",
     "Predictor",
     "PredictorCard",

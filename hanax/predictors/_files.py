@@ -21,6 +21,7 @@ from hanax.predictors._additive import AdditivePredictor
 from hanax.predictors._best_source import BestSourcePredictor
 from hanax.predictors._hierarchical_bayes import HierarchicalBayesPredictor
 from hanax.predictors._predictor import Predictor
+from hanax.predictors._operation_wise import OperationWisePredictor
 from hanax.predictors._principal_components import PrincipalComponentsPredictor
 from hanax.predictors._ridge import RidgePredictor
 from hanax.predictors._source_pool import SourcePool
@@ -34,6 +35,7 @@ PREDICTORS: dict[str, type[Any]] = {
     "principal-components": PrincipalComponentsPredictor,
     "hierarchical-bayes": HierarchicalBayesPredictor,
     "transfer": TransferPredictor,
+    "operation-wise": OperationWisePredictor,
 }
 FORMAT = "hanax-predictor-2"
 FIRST_FORMAT = "hanax-predictor-1"
