@@ -27,6 +27,10 @@ from hanax.search_spaces import Arch, SearchSpace
 
 TABLE_FILE = "table.parquet"
 
+BATCH_SIZE = 40
+"""Networks that are measured in turn. A machine that changes its speed then does so for all of them, or nearly, and not
+for every dozen by itself; a crash loses as many."""
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -76,7 +80,8 @@ class Bench:
             )  # fmt: skip
         return collect_latency(
             self.space, archs, self.spec, self.build_model, self.table_path, ledger,
-            purpose=purpose, method=self.method, start_agent=self.start_agent, on_progress=bar, watch=self.watch,
+            purpose=purpose, method=self.method, batch_size=BATCH_SIZE,
+            start_agent=self.start_agent, on_progress=bar, watch=self.watch,
         )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from hanax.experiments._cli_collect import Busy, WaitForIdle, WhenBusy, load_wat
 from hanax.experiments._cli_parts import DeviceName, On, Set, space_of, stop
 
 if TYPE_CHECKING:
+    from hanax.experiments._adaptation_plan import Plan
     from hanax.experiments._progress import Terminal
 
 
@@ -103,34 +104,24 @@ def adapt(
     except KeyboardInterrupt:
         stop(f"Stopped. {out} keeps what was measured; give the same command again to go on.")
     if bundle is not None:
-        _say_how_to_go_on(terminal, device, bundle, out, plan, space, pool or [], set_ or [], seed)
+        options = [] if space is None else ["--space", space]
+        options += [part for path in pool or () for part in ("--pool", str(path))]
+        options += [part for item in set_ or () for part in ("--set", item)] + ["--keep-same-name"] * keep_same_name
+        _say_how_to_go_on(terminal, device, bundle, out, plan, [*options, "--seed", str(seed)])
         return
     for line in made.card.lines():
         terminal.say(line)
-    if table is None:
+    if table is None and made.card.proposals:
         terminal.say(f"The same command with --samples {samples + len(made.card.proposals)} measures them.")
     terminal.say(f"{out / _adapt.PREDICTOR_FILE} is the predictor, {out / _adapt.CARD_FILE} all of the above.")
 
 
-def _say_how_to_go_on(
-    terminal: Terminal,
-    device: str,
-    bundle: Path,
-    out: Path,
-    plan: Any,
-    space: str | None,
-    pool: list[Path],
-    settings: list[str],
-    seed: int,
-) -> None:
-    """What to do with a bundle, and the command that takes what comes back."""
+def _say_how_to_go_on(terminal: Terminal, device: str, bundle: Path, out: Path, plan: Plan, options: list[str]) -> None:
+    """What to do with a bundle, and the command that takes what comes back, with `options` as they were."""
     from hanax.experiments._adaptation_bench import TABLE_FILE
 
     table = out / TABLE_FILE
-    again = ["hanax", "adapt", device, "--out", str(out), "--table", str(table), "--seed", str(seed)]
-    again += [] if space is None else ["--space", space]
-    again += [part for path in pool for part in ("--pool", str(path))]
-    again += [part for item in settings for part in ("--set", item)]
+    again = ["hanax", "adapt", device, "--out", str(out), "--table", str(table), *options]
     come_back = ["hanax", "import-results", "results.jsonl", "--bundle", str(bundle), "--out", str(table)]
     terminal.say(
         f"{bundle}: {len(plan.samples)} networks to learn from and {len(plan.held_out)} to judge by, of which those "

@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hanax.predictors._leave_one_out import Floats
 from hanax.predictors._source_models import PoolContent, SourceModels, few_shot_data, fit_source_models
-from hanax.predictors._source_pool import SourcePool
+from hanax.predictors._source_pool import SourcePool, is_alive
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
 NOISES = tuple(np.logspace(-3.5, 0.5, 9).tolist())
@@ -392,9 +392,9 @@ def _calibration(content: PoolContent, shares: tuple[float, ...], noises: tuple[
 
 
 def _measured(content: PoolContent, device: int) -> tuple[Floats, Floats]:
-    """The networks that were measured on a source device, less the mean of the pool, and their log costs."""
+    """The whole networks that were measured on a source device, less the mean of the pool, and their log costs."""
     pool = content.pool
-    rows = np.flatnonzero(np.isfinite(pool.costs[:, device]))
+    rows = np.flatnonzero(np.isfinite(pool.costs[:, device]) & is_alive(pool.X, pool.groups))
     return pool.X[rows] - fit_source_models(pool).centre, np.log(pool.costs[rows, device])
 
 

@@ -60,6 +60,8 @@ class ScriptedAgent:
             self.models_left -= 1
             if self.models_left < 0:
                 self.fail(op, about, "it broke down")
+        if op == "count":
+            return {"instructions": self._latency_ns[fields["sha256"]] * 100 * fields["runs"]}
         if op == "bench":
             run = self._latency_ns[fields["sha256"]]
             runs = [run] * max(fields["inner_runs"], math.ceil(1e6 * fields["inner_ms"] / run))
@@ -201,6 +203,17 @@ def test_more_samples_are_those_that_were_proposed(scripted: dict[str, Any], tmp
         adapt("onnxruntime-fp32", out=tmp_path, samples=10, held_out=8, **scripted)
     with pytest.raises(PlanError, match="is for onnxruntime-fp32, not for tract-fp32; choose another folder"):
         adapt("tract-fp32", out=tmp_path, samples=13, held_out=8, **scripted)
+
+
+def test_a_device_that_counts_is_learned_in_its_own_unit(scripted: dict[str, Any], tmp_path: Path) -> None:
+    card = adapt("ncnn-aarch64-instructions", out=tmp_path, held_out=6, **scripted).card
+    assert (card.cost, card.unit) == ("instructions", "instructions")
+    assert card.left_out == ()
+    assert Ledger(tmp_path / "table.ledger.jsonl").counts() == {
+        "ncnn-aarch64-instructions": {"table": 10, "held-out": 6}
+    }
+    assert (card.asked_samples, card.asked_held_out) == (10, 6)
+    assert card.on_held_out["this predictor"].mape < 0.2
 
 
 def test_without_held_out_networks_the_samples_judge_each_other(scripted: dict[str, Any], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hanax.predictors import (
     PrincipalComponentsPredictor,
     RidgePredictor,
     SourcePool,
+    TransferPredictor,
     _files,
     additive_features,
     load_predictor,
@@ -115,7 +116,9 @@ def pool(space: SearchSpace) -> SourcePool:
     return dataclasses.replace(draw_family(0).pool, space_fingerprint=space.fingerprint)
 
 
-@pytest.mark.parametrize("kind", [BestSourcePredictor, HierarchicalBayesPredictor, PrincipalComponentsPredictor])
+@pytest.mark.parametrize(
+    "kind", [BestSourcePredictor, HierarchicalBayesPredictor, PrincipalComponentsPredictor, TransferPredictor]
+)
 def test_a_predictor_with_a_pool_is_whole_in_its_file(
     space: SearchSpace, pool: SourcePool, kind: type[BestSourcePredictor], tmp_path: Path
 ) -> None:
