@@ -20,8 +20,8 @@ from hanax._files import write_atomically
 from hanax.predictors._additive import AdditivePredictor
 from hanax.predictors._best_source import BestSourcePredictor
 from hanax.predictors._hierarchical_bayes import HierarchicalBayesPredictor
-from hanax.predictors._predictor import Predictor
 from hanax.predictors._operation_wise import OperationWisePredictor
+from hanax.predictors._predictor import Predictor
 from hanax.predictors._principal_components import PrincipalComponentsPredictor
 from hanax.predictors._ridge import RidgePredictor
 from hanax.predictors._source_pool import SourcePool
