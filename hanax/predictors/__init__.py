@@ -6,6 +6,7 @@ from hanax.predictors._card import PredictorCard, compare_with_measured, make_ca
 from hanax.predictors._choose_archs import choose_archs
 from hanax.predictors._features import ADDITIVE_PRIOR_COLUMNS, additive_features, predictor_features
 from hanax.predictors._files import PoolMismatchError, load_predictor, save_predictor
+from hanax.predictors._help import HelpPredictor
 from hanax.predictors._hierarchical_bayes import HierarchicalBayesPredictor
 from hanax.predictors._latency_features import latency_feature_groups, latency_features
 from hanax.predictors._operation_wise import OperationWisePredictor
@@ -19,6 +20,7 @@ __all__ = [
     "ADDITIVE_PRIOR_COLUMNS",
     "AdditivePredictor",
     "BestSourcePredictor",
+    "HelpPredictor",
     "HierarchicalBayesPredictor",
     "OperationWisePredictor",
     "PoolMismatchError",

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from hanax._files import write_atomically
 from hanax.predictors._additive import AdditivePredictor
 from hanax.predictors._best_source import BestSourcePredictor
+from hanax.predictors._help import HelpPredictor
 from hanax.predictors._hierarchical_bayes import HierarchicalBayesPredictor
 from hanax.predictors._operation_wise import OperationWisePredictor
 from hanax.predictors._predictor import Predictor
@@ -36,6 +37,7 @@ PREDICTORS: dict[str, type[Any]] = {
     "hierarchical-bayes": HierarchicalBayesPredictor,
     "transfer": TransferPredictor,
     "operation-wise": OperationWisePredictor,
+    "help": HelpPredictor,
 }
 FORMAT = "hanax-predictor-2"
 FIRST_FORMAT = "hanax-predictor-1"
