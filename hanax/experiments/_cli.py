@@ -20,6 +20,7 @@ from hanax.experiments._cli_bundles import bundle, import_results
 from hanax.experiments._cli_collect import collect_blocks, collect_end_to_end, collect_latency
 from hanax.experiments._cli_devices import devices
 from hanax.experiments._cli_parts import Set, stop
+from hanax.experiments._cli_reproduce import reproduce
 from hanax.experiments._cli_tables import data, tables
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ collect.command("end-to-end")(collect_end_to_end)
 app.command("adapt")(adapt)
 app.command("bundle")(bundle)
 app.command("import-results")(import_results)
+app.command("reproduce")(reproduce)
 
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 
