@@ -161,7 +161,8 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
             raise ValueError(f"coverage is a probability between 0 and 1, such as 0.9; got {coverage}")
         mean, deviation = self._log_costs(X)
         reach = student.ppf(0.5 + coverage / 2.0, len(self.costs_) - 1) * deviation
-        return np.exp(mean - reach), np.exp(mean + reach)
+        with np.errstate(over="ignore"):  # a network of which nothing is known has no upper bound
+            return np.exp(mean - reach), np.exp(mean + reach)
 
     def probability_below(self, X: ArrayLike, budget: float) -> Floats:
         """Probability that a new measurement at each row of `X` is at most `budget`, shape (q,).
