@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def collect_latency(
     table_path: str | Path,
     ledger: Ledger,
     *,
-    purpose: Purpose = "table",
+    purpose: Purpose | Mapping[Arch, Purpose] = "table",
     passes: int = 1,
     method: Method = DEFAULT_METHOD,
     batch_size: int = 12,
@@ -47,6 +47,7 @@ def collect_latency(
     Args:
         build_model: The model file of an architecture in ``device.model_format``, for ``device.batch`` images.
         ledger: Gets a record for every measurement, before it begins.
+        purpose: What all are measured for, or what each of them is, if those for different ones are to take turns.
         passes: How often every architecture is measured. A pass begins when the one before is complete, with a new
             agent, in a newly drawn order; `LatencyTable.reliability` says how well the first two agree. One by default,
             as each measurement costs the device's time and is counted.
@@ -69,6 +70,7 @@ def collect_latency(
     if batch_size < 1 or passes < 1:
         raise ValueError(f"batch_size and passes must be at least 1; got batch_size={batch_size}, passes={passes}")
     wanted = list(dict.fromkeys(space.decode(space.canonical(space.encode(archs)))))
+    purposes = dict.fromkeys(wanted, purpose) if isinstance(purpose, str) else _canonical(space, purpose)
     path = Path(table_path)
     table = LatencyTable.read(path).for_space(space) if path.exists() else None
     for number in range(1, passes + 1):
@@ -77,8 +79,8 @@ def collect_latency(
             table = LatencyTable.empty(space, identity) if table is None else table.for_device(identity)
             path.parent.mkdir(parents=True, exist_ok=True)
             table.write(path)
-            measured = set(table.archs(purpose, number))
-            missing = [arch for arch in _order(wanted, method.seed, number) if arch not in measured]
+            measured = {kind: set(table.archs(kind, number)) for kind in set(purposes.values())}
+            missing = [arch for arch in _order(wanted, method.seed, number) if arch not in measured[purposes[arch]]]
             n_before = number * len(wanted) - len(missing)
             if on_progress is not None:
                 on_progress(n_before, passes * len(wanted))
@@ -87,18 +89,24 @@ def collect_latency(
                 models = {str(arch): build_model(arch) for arch in batch}
                 shapes = {str(arch): (device.batch, *space.input_shape(arch)) for arch in batch}
                 for arch in batch:
-                    ledger.record(device.name, arch, purpose)
+                    ledger.record(device.name, arch, purposes[arch])
                 progress = _shifted(on_progress, n_before + start, passes * len(wanted))
                 in_turn = dataclasses.replace(method, seed=method.seed + number - 1)
                 measurements = measure(agent, models, shapes, in_turn, progress, watch)
                 rows = [
-                    {"arch": name, **asdict(measurement), "purpose": purpose}
+                    {"arch": name, **asdict(measurement), "purpose": purposes[Arch.parse(name)]}
                     for name, measurement in measurements.items()
                 ]
                 table = table.append(rows) if number == 1 else table.add_pass(rows)
                 table.write(path)
     assert table is not None, "there is at least one pass"
     return table
+
+
+def _canonical(space: SearchSpace, purpose: Mapping[Arch, Purpose]) -> dict[Arch, Purpose]:
+    """`purpose` by the canonical form of each architecture."""
+    archs = space.decode(space.canonical(space.encode(list(purpose))))
+    return dict(zip(archs, purpose.values(), strict=True))
 
 
 def _order(archs: list[Arch], seed: int, number: int) -> list[Arch]:

@@ -27,9 +27,9 @@ from hanax.search_spaces import Arch, SearchSpace
 
 TABLE_FILE = "table.parquet"
 
-BATCH_SIZE = 40
-"""Networks that are measured in turn. A machine that changes its speed then does so for all of them, or nearly, and not
-for every dozen by itself; a crash loses as many."""
+BATCH_SIZE = 100
+"""Networks that are measured in turn, to learn from and to judge by together: a machine that changes its speed then
+does so for all of them. A crash loses as many."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,22 @@ class Bench:
     def measure(self, plan: Plan) -> LatencyTable | CostTable:
         """The table with all networks of `plan`, measuring those that it lacks, and noting in the ledger what for."""
         ledger = Ledger(self.table_path.with_suffix(".ledger.jsonl"))
-        table = self._collect(plan.samples, "table", ledger)
-        return self._collect(plan.held_out, "held-out", ledger) if plan.held_out else table
-
-    def _collect(self, archs: tuple[Arch, ...], purpose: Purpose, ledger: Ledger) -> LatencyTable | CostTable:
-        label = "networks to learn from measured" if purpose == "table" else "networks to judge by measured"
-        bar = self.reporter.bar(label)
         if self.spec.kind == "counted":
-            return collect_instructions(
-                self.space, archs, self.spec, self.build_model, self.table_path, ledger,
-                purpose=purpose, start_agent=self.start_agent, on_progress=bar,
-            )  # fmt: skip
+            table = self._count(plan.samples, "table", ledger)
+            return self._count(plan.held_out, "held-out", ledger) if plan.held_out else table
+        purposes: dict[Arch, Purpose] = dict.fromkeys(plan.held_out, "held-out")
+        purposes |= dict.fromkeys(plan.samples, "table")
         return collect_latency(
+            self.space, list(purposes), self.spec, self.build_model, self.table_path, ledger,
+            purpose=purposes, method=self.method, batch_size=BATCH_SIZE,
+            start_agent=self.start_agent, on_progress=self.reporter.bar("networks measured"), watch=self.watch,
+        )  # fmt: skip
+
+    def _count(self, archs: tuple[Arch, ...], purpose: Purpose, ledger: Ledger) -> CostTable:
+        label = "networks to learn from counted" if purpose == "table" else "networks to judge by counted"
+        return collect_instructions(
             self.space, archs, self.spec, self.build_model, self.table_path, ledger,
-            purpose=purpose, method=self.method, batch_size=BATCH_SIZE,
-            start_agent=self.start_agent, on_progress=bar, watch=self.watch,
+            purpose=purpose, start_agent=self.start_agent, on_progress=self.reporter.bar(label),
         )  # fmt: skip
 
 

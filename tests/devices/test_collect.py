@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,19 @@ def test_a_collection_that_stopped_half_way_goes_on_and_measures_nothing_twice(
     assert progress[0] == (4, 9)
     assert times_asked(ledger) == Counter(map(str, archs))
     assert table.frame["latency_ms"].tolist()[:4] == half["latency_ms"].tolist()
+
+
+def test_networks_for_different_purposes_take_turns_and_are_counted_apart(
+    space: SearchSpace, archs: list[Arch], build: Callable[[Arch], bytes], path: Path, ledger: Ledger
+) -> None:
+    purposes: dict[Arch, Any] = {arch: "held-out" if number % 2 else "table" for number, arch in enumerate(archs[:4])}
+    for _ in range(2):  # the second time nothing is missing
+        table = collect_latency(
+            space, list(purposes), SPEC, build, path, ledger, method=BRIEF, purpose=purposes, batch_size=4
+        )
+    assert set(table.archs("table")) == {archs[0], archs[2]}
+    assert set(table.archs("held-out")) == {archs[1], archs[3]}
+    assert ledger.counts() == {SPEC.name: {"table": 2, "held-out": 2}}
 
 
 def test_equal_networks_are_measured_once_and_winners_again(

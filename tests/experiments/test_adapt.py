@@ -176,20 +176,20 @@ def test_an_interrupted_measurement_goes_on_and_asks_for_nothing_twice(
     scripted: dict[str, Any], tmp_path: Path
 ) -> None:
     def breaks_down(spec: DeviceSpec) -> ScriptedAgent:
-        return ScriptedAgent(spec, models_left=12)
+        return ScriptedAgent(spec, models_left=105)
 
     with pytest.raises(AgentError, match="it broke down"):
-        adapt("onnxruntime-fp32", out=tmp_path, held_out=16, **scripted | {"start_agent": breaks_down})
+        adapt("onnxruntime-fp32", out=tmp_path, held_out=110, **scripted | {"start_agent": breaks_down})
     plan = (tmp_path / "plan.json").read_text()
     half = len(LatencyTable.read(tmp_path / "table.parquet").frame)
-    assert 0 < half < 26
-    card = adapt("onnxruntime-fp32", out=tmp_path, held_out=16, **scripted).card
+    assert half == 100  # a batch
+    card = adapt("onnxruntime-fp32", out=tmp_path, held_out=110, **scripted).card
     assert (tmp_path / "plan.json").read_text() == plan
-    assert (len(card.samples), len(card.held_out)) == (10, 16)
+    assert (len(card.samples), len(card.held_out)) == (10, 110)
     known = set(LatencyTable.read(tmp_path / "table.parquet").frame["arch"][:half])
     asked = Counter(entry["arch"] for entry in Ledger(tmp_path / "table.ledger.jsonl").entries())
     assert {asked[arch] for arch in known} == {1}
-    once_more = adapt("onnxruntime-fp32", out=tmp_path, held_out=16, **scripted).card
+    once_more = adapt("onnxruntime-fp32", out=tmp_path, held_out=110, **scripted).card
     assert once_more == card
 
 
