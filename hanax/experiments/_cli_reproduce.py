@@ -16,7 +16,6 @@ EXPERIMENTS = {
     "atlas": "Few-shot latency on the devices of Hanax's own atlas, leave one runtime out; needs no files",
     "nasflat": "Few-shot latency on twelve sets of devices (Akhauri & Abdelfattah, 2024)",
 }
-N_DRAWS = 20
 
 
 def reproduce(
@@ -32,7 +31,7 @@ def reproduce(
         return
     if name not in EXPERIMENTS:
         raise ValueError(f"no experiment is called {name!r}; there are {', '.join(EXPERIMENTS)}")
-    from hanax.experiments._reproduce_latency import reproduce_atlas, reproduce_help, reproduce_nasflat
+    from hanax.experiments._reproduce_latency import N_DRAWS, reproduce_atlas, reproduce_help, reproduce_nasflat
 
     n_draws = 2 if quick else N_DRAWS
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hanax.predictors._kernels import Kernels, latency_kernels
 from hanax.predictors._leave_one_out import Floats
-from hanax.predictors._source_pool import Groups, SourcePool, is_alive
+from hanax.predictors._source_pool import Groups, SourcePool, group_columns, is_alive
 
 N_CANDIDATES = 300
 N_REFERENCE = 400
@@ -26,8 +26,9 @@ def choose_archs(
     """`n` of the networks with features `X`, shape (n, f), to measure on a new device: their indices, best first.
 
     Greedy: each one lessens the mean posterior variance over random networks of `X` most (Cohn, 1996,
-    doi:10.1016/0893-6080(95)00137-9), with all kernels of `TransferPredictor` counting the same. Networks of which a
-    runtime may drop a part are left alone.
+    doi:10.1016/0893-6080(95)00137-9), with all kernels of `TransferPredictor` counting the same. Where that would leave
+    the number of some class of operator the same in all of them, the last ones give way to networks that have more or
+    less of it. Networks of which a runtime may drop a part are left alone.
 
     Args:
         pool: Costs on other devices; without one, `groups` of the columns of `X`.
@@ -47,7 +48,25 @@ def choose_archs(
     kernels = latency_kernels(groups, X.shape[1], pool)
     shares = np.full(len(kernels.kernels), 1.0 / len(kernels.kernels))
     taken, _ = _greedy(kernels, shares, NOISE, X[candidates], X[reference], X[:0], n)
-    return candidates[taken]
+    operators = group_columns(X[candidates], groups, [name for name in ("counts", "live_counts") if name in groups])
+    return candidates[_cover(operators, taken)]
+
+
+def _cover(operators: Floats, taken: Indices) -> Indices:
+    """`taken`, its last ones replaced until every column of `operators`, shape (n, k), varies among them.
+
+    Columns that never vary do not count. All but the first may be replaced, so that with more classes of operators than
+    networks some stay as they are.
+    """
+    chosen = taken.copy()
+    varying = operators[:, np.ptp(operators, axis=0) > 0]
+    for place in range(len(chosen) - 1, 0, -1):
+        same = np.flatnonzero(np.ptp(varying[chosen], axis=0) == 0)
+        if not len(same):
+            break
+        values = varying[:, same[0]]
+        chosen[place] = int(np.argmax(np.abs(values - values[chosen[0]])))
+    return chosen
 
 
 def next_archs(

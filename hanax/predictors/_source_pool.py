@@ -97,7 +97,7 @@ def group_columns(X: Floats, groups: Groups, names: Sequence[str]) -> Floats:
     """
     if missing := [name for name in names if name not in groups]:
         raise ValueError(f"there is no feature group {', '.join(missing)}; there are {', '.join(groups)}")
-    return np.concatenate([X[:, slice(*groups[name])] for name in names], axis=1)
+    return np.concatenate([X[:, :0], *(X[:, slice(*groups[name])] for name in names)], axis=1)
 
 
 def is_alive(X: Floats, groups: Groups) -> NDArray[np.bool_]:

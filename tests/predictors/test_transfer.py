@@ -87,6 +87,25 @@ def test_chosen_networks_are_worth_more_than_random_ones() -> None:
     assert np.mean(chosen) > np.mean(random)
 
 
+def test_no_class_of_operator_is_the_same_in_all_chosen_networks() -> None:
+    """Even one that a single network of all has another number of."""
+    family = draw_family(4)
+    n_columns = family.X.shape[1]
+    groups = {**family.pool.groups, "counts": (n_columns, n_columns + 2)}
+
+    def with_counts(X: np.ndarray) -> np.ndarray:
+        rare = np.zeros((len(X), 2))
+        rare[7, 0], rare[11, 1] = 1e-3, -1e-3
+        return np.column_stack([X, rare])
+
+    pool = replace(family.pool, groups=groups, X=with_counts(family.pool.X))
+    X = with_counts(family.X)
+    for seed in range(5):
+        chosen = choose_archs(pool, X, 6, np.random.default_rng(seed))
+        assert len(set(chosen.tolist())) == 6
+        assert (np.ptp(X[chosen, n_columns:], axis=0) > 0).all()
+
+
 def test_one_wild_measurement_does_little_harm() -> None:
     clean, wild = [], []
     for seed in range(6):
