@@ -59,7 +59,10 @@ def test_a_good_table_has_no_findings(table: LatencyTable, space: SearchSpace) -
         ({"rejected_rounds": -1}, "rejected_rounds must be 0 or more"),
         ({"iqr_ms": float("nan")}, "iqr_ms must be 0 or more in 1 of 21 rows; arch {arch} has iqr_ms nan"),
         ({"cpu_ms": -1.0}, "cpu_ms must be 0 or more"),
-        ({"purpose": "fun"}, "purpose must be one of table, held-out, winner in 1 of 21 rows; arch {arch} has purpose fun"),
+        (
+            {"purpose": "fun"},
+            "purpose must be one of table, held-out, winner in 1 of 21 rows; arch {arch} has purpose fun",
+        ),
         ({"threads": 2}, "threads has several values in a table of one device: 1, 2"),
         ({"runtime_version": "9"}, "runtime_version has several values in a table of one device: 1.20.0, 9"),
         ({"measured_at": "yesterday"}, "arch {arch}: measured_at 'yesterday' is no ISO 8601 time"),
