@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve_triangular
 from scipy.stats import t as student_t
-from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hanax.predictors._leave_one_out import Floats
+from hanax.predictors._predictor import LogStudentPredictor
 from hanax.predictors._source_models import PoolContent, SourceModels, few_shot_data, fit_source_models
 from hanax.predictors._source_pool import SourcePool, is_alive
 
@@ -164,7 +164,7 @@ def condition(prior: WeightPrior, noise: float, centred: Floats, logs: Floats) -
     )
 
 
-class HierarchicalBayesPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class HierarchicalBayesPredictor(LogStudentPredictor):
     """The cost of networks on a new device, from its samples and a prior over devices; with intervals.
 
     How much of the prior covariance is not spanned by the sources is judged on the source devices, each left out in
@@ -196,7 +196,6 @@ class HierarchicalBayesPredictor(RegressorMixin, BaseEstimator):  # type: ignore
     known_: Floats
     known_level_: Floats
     factor_: float
-    degrees_: float
     calibration_: float
 
     def __init__(
@@ -234,29 +233,6 @@ class HierarchicalBayesPredictor(RegressorMixin, BaseEstimator):  # type: ignore
     def predict(self, X: ArrayLike) -> Floats:
         """Median cost of each row of `X`, in the unit of the `y` of `fit`."""
         return np.exp(self._check(X) @ self.coef_ + self.intercept_)
-
-    def predict_interval(self, X: ArrayLike, coverage: float = 0.9) -> tuple[Floats, Floats]:
-        """Lower and upper bounds that hold one new measurement of each row of `X` with probability `coverage`.
-
-        Raises:
-            ValueError: `coverage` is not between 0 and 1.
-        """
-        if not 0.0 < coverage < 1.0:
-            raise ValueError(f"coverage is a probability between 0 and 1, such as 0.9; got {coverage}")
-        median, scale = self._distribution(X)
-        half_width = student_t.ppf(0.5 + coverage / 2, self.degrees_) * scale
-        return np.exp(median - half_width), np.exp(median + half_width)
-
-    def probability_below(self, X: ArrayLike, budget: float) -> Floats:
-        """Probability that a new measurement of each row of `X` is at most `budget`, in the unit of the `y` of `fit`.
-
-        Raises:
-            ValueError: `budget` is not above 0.
-        """
-        if not budget > 0:
-            raise ValueError(f"a budget is a cost above 0; got {budget}")
-        median, scale = self._distribution(X)
-        return np.asarray(student_t.cdf((np.log(budget) - median) / scale, self.degrees_))
 
     def further_samples(self, X: ArrayLike, n: int) -> tuple[NDArray[np.intp], Floats]:
         """Which `n` rows of `X` to measure next, and how sure one would be after each.

@@ -33,7 +33,8 @@ INDICATORS = ("options", "pairs")
 MACS_PER_VALUE = (2.0, 20.0)
 """Multiply-accumulates in the time of moving one value, for two rooflines: one short of compute, one of bandwidth."""
 
-TOTALS = ("macs", "live_macs", "traffic_values", "params", "operators", "live_operators", "depth", "roof2", "roof20")
+N_TOTALS = 7 + len(MACS_PER_VALUE)
+"""MACs, live MACs, values moved, parameters, operators, live operators, longest path, and the rooflines."""
 
 
 def latency_features(space: SearchSpace, codes: Codes) -> Floats:
@@ -83,7 +84,7 @@ def _sums(space: SearchSpace, codes: Codes) -> dict[str, Floats]:
         "counts": n_classes,
         "live_counts": n_classes,
         "stages": n_widths * (2 * n_classes + 2),
-        "work": len(TOTALS),
+        "work": N_TOTALS,
         "dead": 1,
     }
     starts = dict(zip(sizes, [0, *itertools.accumulate(sizes.values())], strict=False))
@@ -108,7 +109,7 @@ def _sums(space: SearchSpace, codes: Codes) -> dict[str, Floats]:
                 live_macs += op_macs
         row[stage + 2 * n_classes : stage + 2 * n_classes + 2] = [macs, traffic]
         totals = [macs, live_macs, traffic, params, len(ops), len(live), longest_path(ops), *roofs]
-        row[starts["work"] : starts["work"] + len(TOTALS)] = totals
+        row[starts["work"] : starts["work"] + N_TOTALS] = totals
         row[starts["dead"]] = not live
         return row
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -115,6 +116,44 @@ class LinearPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # s
     def _to_cost(self, values: Floats) -> Floats:
         """Model output to the unit of `y`."""
         return values
+
+
+class LogStudentPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """A predictor whose log cost has Student's t distribution; the base of the final classes.
+
+    Attributes:
+        degrees_: Degrees of freedom of that distribution.
+    """
+
+    degrees_: float
+
+    def predict_interval(self, X: ArrayLike, coverage: float = 0.9) -> tuple[Floats, Floats]:
+        """Lower and upper bounds that hold one new measurement of each row of `X` with probability `coverage`.
+
+        Raises:
+            ValueError: `coverage` is not between 0 and 1.
+        """
+        if not 0.0 < coverage < 1.0:
+            raise ValueError(f"coverage is a probability between 0 and 1, such as 0.9; got {coverage}")
+        median, scale = self._distribution(X)
+        half_width = student_t.ppf(0.5 + coverage / 2, self.degrees_) * scale
+        with np.errstate(over="ignore"):  # a network of which nothing is known has no upper bound
+            return np.exp(median - half_width), np.exp(median + half_width)
+
+    def probability_below(self, X: ArrayLike, budget: float) -> Floats:
+        """Probability that a new measurement of each row of `X` is at most `budget`, in the unit of the `y` of `fit`.
+
+        Raises:
+            ValueError: `budget` is not above 0.
+        """
+        if not budget > 0:
+            raise ValueError(f"a budget is a cost above 0; got {budget}")
+        median, scale = self._distribution(X)
+        return np.asarray(student_t.cdf((np.log(budget) - median) / scale, self.degrees_))
+
+    def _distribution(self, X: ArrayLike) -> tuple[Floats, Floats]:
+        """Median of each row's log cost, and the scale of its t distribution, shapes (n,)."""
+        raise NotImplementedError
 
 
 def training_data(predictor: BaseEstimator, X: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t as student
-from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hanax.predictors._choose_archs import next_archs
 from hanax.predictors._evidence import N_ROUNDS, TAIL, Posterior, Settings, draw_settings, infer
 from hanax.predictors._kernels import Kernels, latency_kernels
 from hanax.predictors._leave_one_out import Floats
-from hanax.predictors._predictor import training_data
+from hanax.predictors._predictor import LogStudentPredictor, training_data
 from hanax.predictors._source_pool import Groups, SourcePool
 
 N_SETTINGS = 600
@@ -53,7 +51,7 @@ class _Scale:
         return 1.0 / costs if self.is_log else np.full(len(costs), 1.0 / self.unit)
 
 
-class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class TransferPredictor(LogStudentPredictor):
     """Cost on a new device from few samples: other devices count as far as the samples speak for them.
 
     A Gaussian process whose kernel is a mix of what the source devices cost (as a mix of them, and as a smooth function
@@ -77,6 +75,8 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         kernel_names_: What the kernels are about.
         kernel_share_: How much each counts, shape (c,); sums to 1.
         calibration_: Factor of all standard deviations.
+        rounding_: Standard deviation of the rounding of costs, 0 unless all are whole numbers.
+        degrees_: Degrees of freedom of the predictive distribution.
     """
 
     samples_: Floats
@@ -125,6 +125,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         kept = np.argsort(-share, axis=None, kind="stable")[:N_KEPT]
         which_scale, which_setting = np.unravel_index(kept, share.shape)
         self.samples_, self.costs_ = features, costs
+        self.degrees_ = float(len(costs) - 1)
         self.share_ = share[which_scale, which_setting] / share[which_scale, which_setting].sum()
         self.is_log_ = np.array([scales[index].is_log for index in which_scale])
         self.kernel_weights_, self.noise_ = settings.weights[which_setting], settings.noise[which_setting]
@@ -149,32 +150,6 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
             parts.append(self.share_ @ self._log_means(mean))
         return np.exp(np.concatenate(parts))
 
-    def predict_interval(self, X: ArrayLike, coverage: float = 0.9) -> tuple[Floats, Floats]:
-        """Lower and upper bounds for one new measurement at each row of `X`, shapes (q,), in the unit of `y`.
-
-        The posterior's, widened by `calibration_`.
-
-        Raises:
-            ValueError: `coverage` is not between 0 and 1.
-        """
-        if not 0.0 < coverage < 1.0:
-            raise ValueError(f"coverage is a probability between 0 and 1, such as 0.9; got {coverage}")
-        mean, deviation = self._log_costs(X)
-        reach = student.ppf(0.5 + coverage / 2.0, len(self.costs_) - 1) * deviation
-        with np.errstate(over="ignore"):  # a network of which nothing is known has no upper bound
-            return np.exp(mean - reach), np.exp(mean + reach)
-
-    def probability_below(self, X: ArrayLike, budget: float) -> Floats:
-        """Probability that a new measurement at each row of `X` is at most `budget`, shape (q,).
-
-        Raises:
-            ValueError: `budget` is not above 0.
-        """
-        if not budget > 0:
-            raise ValueError(f"a budget is a cost above 0; got {budget}")
-        mean, deviation = self._log_costs(X)
-        return np.asarray(student.cdf((np.log(budget) - mean) / deviation, len(self.costs_) - 1))
-
     def next_measurements(self, X: ArrayLike, n: int) -> tuple[np.ndarray, Floats]:
         """Which `n` rows of `X` to measure next, best first, and what that is expected to bring.
 
@@ -186,7 +161,7 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         kernels = self._kernels(features.shape[1])
         noise = float(self.share_ @ self.noise_)
         chosen, remaining = next_archs(kernels, self.kernel_share_, noise, features, self.samples_, n)
-        _, deviation = self._log_costs(features)
+        _, deviation = self._distribution(features)
         return chosen, float(deviation.mean()) * np.sqrt(remaining / remaining[0])
 
     def _kernels(self, n_columns: int) -> Kernels:
@@ -205,19 +180,19 @@ class TransferPredictor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         features: Floats = validate_data(self, X, dtype=np.float64, reset=False)
         return features
 
-    def _log_costs(self, X: ArrayLike) -> tuple[Floats, Floats]:
-        """Mean and calibrated scale of the log cost of each row of `X`."""
+    def _distribution(self, X: ArrayLike) -> tuple[Floats, Floats]:
+        """Median of each row's log cost, and the calibrated scale of its t distribution, shapes (q,)."""
         features = self._check(X)
         kernels = self._kernels(features.shape[1])
         known = kernels.embed(self.samples_)
         parts = [
-            self._log_costs_of(kernels, known, features[start : start + ROWS_AT_A_TIME])
+            self._distribution_of(kernels, known, features[start : start + ROWS_AT_A_TIME])
             for start in range(0, len(features), ROWS_AT_A_TIME)
         ]
         mean, variance = (np.concatenate(part) for part in zip(*parts, strict=True))
         return mean, self.calibration_ * np.sqrt(variance)
 
-    def _log_costs_of(self, kernels: Kernels, known: list[Floats], features: Floats) -> tuple[Floats, Floats]:
+    def _distribution_of(self, kernels: Kernels, known: list[Floats], features: Floats) -> tuple[Floats, Floats]:
         embedded = kernels.embed(features)
         own = kernels.own(embedded)
         mixed = np.tensordot(self.kernel_weights_, kernels.between(embedded, known), axes=1)  # (h, q, n)
