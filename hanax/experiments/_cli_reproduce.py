@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +13,44 @@ import typer
 if TYPE_CHECKING:
     from hanax.experiments._reproduction import Reproduction
 
-EXPERIMENTS = {
-    "help-nb201": "Few-shot latency on NAS-Bench-201, HELP's protocol (Lee et al., 2021)",
-    "help-fbnet": "Few-shot latency on FBNet, HELP's protocol",
-    "atlas": "Few-shot latency on the devices of Hanax's own atlas, leave one runtime out; needs no files",
-    "nasflat": "Few-shot latency on twelve sets of devices (Akhauri & Abdelfattah, 2024)",
+Say = Callable[[str], None]
+
+
+def _help(name: str, data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_latency import N_DRAWS, reproduce_help
+
+    return reproduce_help(name, data, 2 if quick else N_DRAWS, say)
+
+
+def _atlas(data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_latency import N_DRAWS, reproduce_atlas
+
+    return reproduce_atlas(2 if quick else N_DRAWS, say)
+
+
+def _nasflat(data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_latency import N_DRAWS, reproduce_nasflat
+
+    return reproduce_nasflat(data, 2 if quick else N_DRAWS, say)
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One thing that can be reproduced: in a sentence, and how, from the folder of the public files."""
+
+    about: str
+    run: Callable[[Path, bool, Say], Reproduction]
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "help-nb201": Experiment(
+        "Few-shot latency on NAS-Bench-201, HELP's protocol (Lee et al., 2021)", partial(_help, "nasbench201")
+    ),
+    "help-fbnet": Experiment("Few-shot latency on FBNet, HELP's protocol", partial(_help, "fbnet")),
+    "atlas": Experiment(
+        "Few-shot latency on the devices of Hanax's own atlas, leave one runtime out; needs no files", _atlas
+    ),
+    "nasflat": Experiment("Few-shot latency on twelve sets of devices (Akhauri & Abdelfattah, 2024)", _nasflat),
 }
 
 
@@ -22,28 +58,20 @@ def reproduce(
     name: Annotated[str | None, typer.Argument(help="The experiment; without one, all are listed.")] = None,
     data: Annotated[Path, typer.Option(help="The folder with the public files, such as help/.")] = Path("data"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file, too.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Two draws in place of twenty: to see that it runs.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Two draws in place of all: to see that it runs.")] = False,
 ) -> None:
     """Set a published result and simple methods beside ours."""
     if name is None:
-        for known, about in EXPERIMENTS.items():
-            typer.echo(f"{known:12} {about}")
+        for known, experiment in EXPERIMENTS.items():
+            typer.echo(f"{known:14} {experiment.about}")
         return
     if name not in EXPERIMENTS:
         raise ValueError(f"no experiment is called {name!r}; there are {', '.join(EXPERIMENTS)}")
-    from hanax.experiments._reproduce_latency import N_DRAWS, reproduce_atlas, reproduce_help, reproduce_nasflat
-
-    n_draws = 2 if quick else N_DRAWS
 
     def say(text: str) -> None:
         typer.echo(text, err=True)
 
-    if name == "atlas":
-        result = reproduce_atlas(n_draws, say)
-    elif name == "nasflat":
-        result = reproduce_nasflat(data, n_draws, say)
-    else:
-        result = reproduce_help({"help-nb201": "nasbench201", "help-fbnet": "fbnet"}[name], data, n_draws, say)
+    result = EXPERIMENTS[name].run(data, quick, say)
     _print(result)
     if json_file is not None:
         result.write(json_file)

@@ -20,10 +20,10 @@ class Row:
 
     Attributes:
         published: What was published; None where nothing was.
-        ours: Mean over draws (and devices).
+        ours: Mean over draws (and devices), unless `metric` or the title says otherwise.
         spread: Standard deviation over draws.
         worst: Of single draws on single devices.
-        n: Measurements on the new device.
+        n: Measurements (on the new device), or draws where those are what is counted.
     """
 
     metric: str
