@@ -1,5 +1,6 @@
 """What can be searched: architectures as values, spaces of them, and the one lowering to operators."""
 
+from hanax.search_spaces._accel_nas_bench import accel_nas_bench, accel_nas_bench_codes
 from hanax.search_spaces._arch import Arch
 from hanax.search_spaces._blocks import (
     OUTPUT,
@@ -40,6 +41,11 @@ from hanax.search_spaces._nas_bench_201 import (
     nas_bench_201,
     nas_bench_201_codes,
 )
+from hanax.search_spaces._nas_bench_macro import (
+    NAS_BENCH_MACRO_OPERATORS,
+    nas_bench_macro,
+    nas_bench_macro_codes,
+)
 from hanax.search_spaces._space import (
     RESOLUTION,
     Condition,
@@ -55,6 +61,7 @@ __all__ = [
     "FBNET_OPERATORS",
     "INPUT",
     "NAS_BENCH_201_OPERATORS",
+    "NAS_BENCH_MACRO_OPERATORS",
     "OUTPUT",
     "RESOLUTION",
     "Activation",
@@ -79,6 +86,8 @@ __all__ = [
     "Shape",
     "Slot",
     "SpaceMismatchError",
+    "accel_nas_bench",
+    "accel_nas_bench_codes",
     "block_one_hot",
     "decision_graph",
     "fbnet",
@@ -92,6 +101,8 @@ __all__ = [
     "mobilenet_v3",
     "nas_bench_201",
     "nas_bench_201_codes",
+    "nas_bench_macro",
+    "nas_bench_macro_codes",
     "operator_class",
     "operator_classes",
     "unique_rows",
