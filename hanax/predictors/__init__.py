@@ -1,5 +1,7 @@
 """Learn a cost or an accuracy from few measurements, in scikit-learn's convention, with honest intervals."""
 
+from hanax.predictors._accuracy import AccuracyPredictor
+from hanax.predictors._accuracy_features import accuracy_feature_groups, accuracy_features
 from hanax.predictors._additive import AdditivePredictor
 from hanax.predictors._best_source import BestSourcePredictor
 from hanax.predictors._card import PredictorCard, compare_with_measured, make_card
@@ -18,6 +20,7 @@ from hanax.predictors._transfer import TransferPredictor
 
 __all__ = [
     "ADDITIVE_PRIOR_COLUMNS",
+    "AccuracyPredictor",
     "AdditivePredictor",
     "BestSourcePredictor",
     "HelpPredictor",
@@ -30,6 +33,8 @@ __all__ = [
     "RidgePredictor",
     "SourcePool",
     "TransferPredictor",
+    "accuracy_feature_groups",
+    "accuracy_features",
     "additive_features",
     "choose_archs",
     "compare_with_measured",

@@ -84,16 +84,25 @@ def infer(grams: Floats, z: Floats, settings: Settings, noise_factor: Floats, ex
         noise_factor: How much noisier than `Settings.noise` each sample is, shape (n,).
         extra_noise: Noise variance of each sample that does not depend on the setting, shape (n,).
     """
-    n = len(z)
+    return infer_each(grams, z[None], settings, noise_factor, extra_noise)[0]
+
+
+def infer_each(
+    grams: Floats, targets: Floats, settings: Settings, noise_factor: Floats, extra_noise: Floats
+) -> list[Posterior]:
+    """As `infer`, for several values of the same samples, shape (w, n), at little more than the cost of one."""
+    n = targets.shape[1]
     diagonal = settings.noise[:, None] * noise_factor + extra_noise + JITTER
     covariance = np.tensordot(settings.weights, grams, axes=1) + diagonal[:, :, None] * np.eye(n)
     precision: Floats = np.linalg.inv(covariance).astype(np.float64)
+    _, log_determinant = np.linalg.slogdet(covariance)
     ones = precision.sum(axis=2)
     total = ones.sum(axis=1)
-    level = ones @ z / total
-    dual = np.einsum("hij,hj->hi", precision, z - level[:, None])
-    squares = np.maximum(np.einsum("hi,hi->h", dual, z - level[:, None]), 1e-12)
-    _, log_determinant = np.linalg.slogdet(covariance)
-    scale: Floats = squares / (n - 1)
-    log_evidence: Floats = -0.5 * (log_determinant + np.log(total) + (n - 1) * np.log(squares))
-    return Posterior(log_evidence, level, dual, scale, precision)
+    posteriors = []
+    for z in targets:
+        level = ones @ z / total
+        dual = np.einsum("hij,hj->hi", precision, z - level[:, None])
+        squares = np.maximum(np.einsum("hi,hi->h", dual, z - level[:, None]), 1e-12)
+        log_evidence: Floats = -0.5 * (log_determinant + np.log(total) + (n - 1) * np.log(squares))
+        posteriors.append(Posterior(log_evidence, level, dual, squares / (n - 1), precision))
+    return posteriors

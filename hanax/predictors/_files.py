@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from hanax._files import write_atomically
+from hanax.predictors._accuracy import AccuracyPredictor
 from hanax.predictors._additive import AdditivePredictor
 from hanax.predictors._best_source import BestSourcePredictor
 from hanax.predictors._help import HelpPredictor
@@ -38,6 +39,7 @@ PREDICTORS: dict[str, type[Any]] = {
     "transfer": TransferPredictor,
     "operation-wise": OperationWisePredictor,
     "help": HelpPredictor,
+    "accuracy": AccuracyPredictor,
 }
 FORMAT = "hanax-predictor-2"
 FIRST_FORMAT = "hanax-predictor-1"

@@ -11,7 +11,13 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from hanax.predictors import RidgePredictor, predictor_features
+from hanax.predictors import (
+    AccuracyPredictor,
+    RidgePredictor,
+    accuracy_feature_groups,
+    accuracy_features,
+    predictor_features,
+)
 from hanax.search_spaces import SearchSpace, graph_features, mobilenet_v3, unique_rows
 
 Table = tuple[SearchSpace, np.ndarray, np.ndarray]
@@ -62,3 +68,18 @@ def test_fifty_subnets_rank_the_other_fifteen_hundred(traces: Table) -> None:
     assert np.min(ranks) > 0.95
     assert np.mean(errors) < 0.0024
     assert 0.85 < np.mean(coverages) < 0.95
+
+
+def test_effects_shared_between_blocks_halve_the_error(traces: Table) -> None:
+    space, codes, accuracy = traces
+    X, groups = accuracy_features(space, codes), accuracy_feature_groups(space)
+    errors, coverages = [], []
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(len(codes))
+        known, new = order[:50], order[50:]
+        predictor = AccuracyPredictor(groups).fit(X[known], accuracy[known])
+        lower, upper = predictor.predict_interval(X[new], 0.9)
+        errors.append(np.mean(np.abs(predictor.predict(X[new]) - accuracy[new])))
+        coverages.append(np.mean((lower <= accuracy[new]) & (accuracy[new] <= upper)))
+    assert np.mean(errors) < 0.0013
+    assert 0.85 < np.mean(coverages) < 0.97

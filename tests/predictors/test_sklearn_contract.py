@@ -7,9 +7,9 @@ from typing import Any
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from hanax.predictors import AdditivePredictor, RidgePredictor
+from hanax.predictors import AccuracyPredictor, AdditivePredictor, RidgePredictor
 
 
-@parametrize_with_checks([RidgePredictor(), AdditivePredictor()])
+@parametrize_with_checks([RidgePredictor(), AdditivePredictor(), AccuracyPredictor()])
 def test_scikit_learn_accepts_it_as_an_estimator(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
