@@ -42,6 +42,11 @@ class Unseen:
                 new.append(index)
         return codes[new]
 
+    def put_back(self, codes: Codes) -> None:
+        """Count `codes` as unseen again; not for those who ask for `serials`."""
+        for key in row_keys(codes):
+            self._serials.pop(key, None)
+
     def serials(self, codes: Codes) -> Indices:
         """When each of `codes`, all of them seen, was seen first: 0, 1, ..."""
         return np.array([self._serials[key] for key in row_keys(codes)], dtype=np.int64)

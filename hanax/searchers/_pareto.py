@@ -9,6 +9,7 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
+from hanax.searchers._domination import crowding
 from hanax.searchers._problem import Floats, Indices
 
 
@@ -58,18 +59,7 @@ def crowding_distance(losses: Floats, rank: Indices) -> Floats:
     Per objective the gap between the next smaller and the next larger loss of the front, in units of the range of the
     front, summed; infinite at both ends. An objective in which a front does not vary adds nothing to it.
     """
-    distance = np.zeros(len(losses))
-    for column in losses.T:
-        order = np.lexsort((column, rank))
-        values, fronts = column[order], rank[order]
-        starts = np.flatnonzero(np.diff(fronts, prepend=-1))
-        ends = np.append(starts[1:], len(values)) - 1
-        lengths = ends - starts + 1
-        extent = np.repeat(values[ends] - values[starts], lengths)
-        gap = np.append(values[1:], np.inf) - np.insert(values[:-1], 0, -np.inf)
-        gap[starts] = gap[ends] = np.inf
-        distance[order] += np.where(extent > 0, gap / np.where(extent > 0, extent, 1.0), 0.0)
-    return distance
+    return np.asarray(crowding(np, losses, rank))
 
 
 def spread_along_front(losses: Floats, k: int) -> Indices:
