@@ -12,7 +12,15 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from hanax.search_spaces import SearchSpace, mobilenet_v3
-from hanax.searchers import Constraint, OptunaSearcher, search
+from hanax.searchers import (
+    Constraint,
+    EvolutionSampler,
+    LinasSampler,
+    Objective,
+    OptunaSearcher,
+    open_storage,
+    search,
+)
 
 
 def _searcher(space: SearchSpace, **settings: Any) -> OptunaSearcher:
@@ -109,15 +117,95 @@ def test_workers_learn_from_each_other_and_share_the_work(tiny, journal: str) ->
     assert all(len(worker.results()[0]) == tiny.space.size for worker in workers)
 
 
-def test_two_workers_may_measure_the_same_network_differently(tiny, journal: str) -> None:
-    first, second = (_searcher(tiny.space, storage=journal, seed=0, batch=10) for _ in range(2))
-    codes, same = first.ask(), second.ask()
-    np.testing.assert_array_equal(codes, same)
-    first.tell(codes, np.ones((10, 2)), np.zeros(10))
-    second.ask()
-    second.tell(same, np.full((10, 2), 2.0), np.zeros(10))
-    assert len(first.results()[0]) == len(second.results()[0]) == 10
-    np.testing.assert_array_equal(second.results()[1], np.full((10, 2), 2.0))
+def test_what_one_worker_evaluates_is_not_proposed_to_another(tiny, journal: str) -> None:
+    workers = [_searcher(tiny.space, storage=journal, seed=0, batch=5) for _ in range(3)]
+    asked = np.concatenate([worker.ask() for worker in workers])
+    assert len(np.unique(asked, axis=0)) == len(asked) == 15
+
+
+def test_workers_stop_at_the_total_and_not_before(tiny, journal: str) -> None:
+    workers = [_searcher(tiny.space, storage=journal, seed=seed, batch=4, total=10) for seed in range(3)]
+    asked = [worker.ask() for worker in workers]
+    assert [len(codes) for codes in asked] == [4, 4, 2]
+    for worker, codes in zip(workers, asked, strict=True):
+        worker.tell(codes, tiny.problem().losses(tiny.evaluate(codes)), np.zeros(len(codes)))
+    assert [len(worker.ask()) for worker in workers] == [0, 0, 0]
+    assert all(len(worker.results()[0]) == 10 for worker in workers)
+    assert len(_searcher(tiny.space, storage=journal, total=12, batch=5).ask()) == 2
+
+
+def test_a_worker_that_closes_leaves_its_networks_to_others(tiny, journal: str) -> None:
+    first, second = (_searcher(tiny.space, storage=journal, seed=seed, batch=2) for seed in range(2))
+    left = first.ask()
+    first.close()
+    np.testing.assert_array_equal(second.ask(), left)
+
+
+def test_a_worker_that_was_taken_for_dead_saves_its_outcome_unless_another_is_at_it(tiny, journal: str) -> None:
+    worker, other = (_searcher(tiny.space, storage=journal, seed=seed, batch=1) for seed in range(2))
+    for is_taken_over in (False, True):
+        codes = worker.ask()
+        (trial,) = worker.study.get_trials(states=(TrialState.RUNNING,))
+        other.study.tell(trial.number, state=TrialState.FAIL)
+        if is_taken_over:
+            other._enqueue(codes)
+            np.testing.assert_array_equal(other.ask(), codes)
+        n_complete = len(worker.study.get_trials(states=(TrialState.COMPLETE,)))
+        worker.tell(codes, tiny.problem().losses(tiny.evaluate(codes)), np.zeros(1))
+        assert len(worker.study.get_trials(states=(TrialState.COMPLETE,))) == n_complete + (not is_taken_over)
+
+
+def test_a_person_sees_names_units_and_directions(toy, journal: str) -> None:
+    constraint = Constraint("latency_ms", at_most=6.0, unit="ms")
+    problem = toy.problem(constraint)
+    searcher = OptunaSearcher(
+        toy.space, sampler="nsga2", objectives=problem.objectives, constraints=problem.constraints, storage=journal
+    )
+    told = []
+    for _ in range(8):
+        codes = searcher.ask()
+        costs = problem.costs(codes)
+        searcher.annotate(codes, costs)
+        searcher.tell(codes, problem.losses(costs), problem.violations(costs))
+        told.append((codes, costs))
+    study = optuna.load_study(study_name="hanax", storage=open_storage(journal))
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == ["accuracy", "latency_ms"]
+    trials = [trial for trial in study.trials if "from_memory" not in trial.user_attrs]
+    for trial, (codes, costs) in zip(trials, told, strict=True):
+        values = {name: float(column[0]) for name, column in costs.items()}
+        assert trial.values == [values["accuracy"], values["latency_ms"]]
+        assert values.items() <= trial.user_attrs.items()
+        assert trial.user_attrs["arch"] == str(toy.space.decode(codes)[0])
+        assert trial.constraints == {"latency_ms at most 6 ms": max(values["latency_ms"] / 6.0 - 1.0, 0.0)}
+    codes, losses, violations = searcher.results()
+    np.testing.assert_array_equal(losses, problem.losses(problem.costs(codes)))
+    np.testing.assert_array_equal(violations, problem.violations(problem.costs(codes)))
+    again = OptunaSearcher(
+        toy.space, sampler="random", objectives=problem.objectives, constraints=problem.constraints, storage=journal
+    )
+    for ours, theirs in zip(again.results(), (codes, losses, violations), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    table = again.table()
+    assert list(table.columns) == ["arch", "accuracy", "latency_ms", "macs"] and len(table) == len(codes)
+
+
+def test_a_study_for_another_problem_is_refused(tiny, journal: str) -> None:
+    def open_it(**changes: Any) -> OptunaSearcher:
+        facts = {"objectives": tiny.problem().objectives, "constraints": (), "facts": {"accuracy": "predicted"}}
+        return OptunaSearcher(tiny.space, sampler="random", storage=journal, **(facts | changes))
+
+    open_it()
+    with pytest.raises(ValueError, match="has accuracy 'predicted'; asked for 'measured'"):
+        open_it(facts={"accuracy": "measured"})
+    with pytest.raises(ValueError, match="has constraints ''; asked for 'macs at most 5'"):
+        open_it(constraints=[Constraint("macs", at_most=5)])
+    with pytest.raises(
+        ValueError, match="'maximise accuracy, minimise latency_ms'; asked for 'maximise accuracy, mini"
+    ):
+        open_it(objectives=[Objective("accuracy", "maximise"), Objective("macs", "minimise")])
+    with pytest.raises(ValueError, match="give either n_objectives or objectives"):
+        OptunaSearcher(tiny.space, sampler="random")
 
 
 def test_a_study_of_another_space_is_refused_with_both_fingerprints(tiny, toy, journal: str) -> None:
@@ -135,13 +223,13 @@ def test_a_study_with_another_number_of_objectives_is_refused(tiny, journal: str
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones(tiny) -> None:
-    with pytest.raises(ValueError, match="unknown sampler 'cmaes'; known: nsga2, tpe, random"):
+    with pytest.raises(ValueError, match="unknown sampler 'cmaes'; known: linas, evolution, nsga2, tpe, random"):
         _searcher(tiny.space, sampler="cmaes")
 
 
 def test_a_large_space_works_with_every_sampler() -> None:
     space = mobilenet_v3()
-    for sampler in ("nsga2", "tpe", "random"):
+    for sampler in ("linas", "evolution", "nsga2", "tpe", "random"):
         searcher = _searcher(space, sampler=sampler, batch=8, population=8)
         for _ in range(3):
             codes = searcher.ask()
@@ -149,8 +237,10 @@ def test_a_large_space_works_with_every_sampler() -> None:
             searcher.tell(codes, np.column_stack([codes.sum(axis=1), -codes[:, 0]]).astype(float), np.zeros(8))
 
 
-def test_optuna_is_told_to_be_exactly_the_sampler_asked_for(tiny) -> None:
+def test_the_study_has_exactly_the_sampler_asked_for(tiny) -> None:
     known = {
+        "linas": LinasSampler,
+        "evolution": EvolutionSampler,
         "nsga2": optuna.samplers.NSGAIISampler,
         "tpe": optuna.samplers.TPESampler,
         "random": optuna.samplers.RandomSampler,
