@@ -42,18 +42,33 @@ class Objective:
         return 1.0 if self.direction == "minimise" else -1.0
 
 
+def quantile_name(cost: str, level: float) -> str:
+    """Name of the cost that holds a quantile of another: ``latency_ms_p95`` for level 0.95 of ``latency_ms``."""
+    return f"{cost}_p{100 * level:.10g}"
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """Bounds that a cost must keep.
 
+    With a `probability` the constraint is *certified*: a network keeps it where a new measurement of its cost keeps the
+    bounds with at least that probability. It then reads quantiles in place of the cost itself (`reads`): `at_most` with
+    probability 0.95 holds the 0.95 quantile of ``latency_ms``, a cost named ``latency_ms_p95``, to the bound, and
+    `at_least` the 0.05 quantile, ``latency_ms_p5``. With both bounds each side may fail in half of the cases (0.975
+    and 0.025).
+
+    Attributes:
+        probability: With which a measurement must keep the bounds, above 0.5; None: the cost is taken as it is.
+
     Raises:
-        ValueError: There is no bound, or none can be kept.
+        ValueError: There is no bound, none can be kept, or the probability is not between 0.5 and 1.
     """
 
     name: str
     at_most: float | None = None
     at_least: float | None = None
     unit: str = ""
+    probability: float | None = None
 
     def __post_init__(self) -> None:
         low, high = self._bounds
@@ -61,6 +76,9 @@ class Constraint:
             raise ValueError(f"{self.name}: no value is at least {self.at_least} and at most {self.at_most}")
         if low == -np.inf and high == np.inf:
             raise ValueError(f"the constraint on {self.name} needs a bound: at_most, at_least or both")
+        if self.probability is not None and not 0.5 < self.probability < 1.0:
+            raise ValueError(f"{self.name}: a constraint is certified with a probability above 0.5 and below 1, such "
+                             f"as 0.95; got {self.probability}")  # fmt: skip
 
     def __str__(self) -> str:
         parts = [
@@ -68,12 +86,35 @@ class Constraint:
             for words, bound in (("at least", self.at_least), ("at most", self.at_most))
             if bound is not None
         ]
-        return f"{self.name} {' and '.join(parts)}"
+        certified = "" if self.probability is None else f" with probability {self.probability:g}"
+        return f"{self.name} {' and '.join(parts)}{certified}"
 
     @property
     def suffix(self) -> str:
         """The unit as it stands behind a number."""
         return f" {self.unit}" if self.unit else ""
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Levels of the quantiles that a certified constraint reads; none if it is not certified."""
+        if self.probability is None:
+            return ()
+        sides = (self.at_least is not None) + (self.at_most is not None)
+        tail = (1.0 - self.probability) / sides
+        lower = () if self.at_least is None else (tail,)
+        return lower if self.at_most is None else (*lower, 1.0 - tail)
+
+    @property
+    def reads(self) -> tuple[Constraint, ...]:
+        """Plain constraints on the costs that this one reads; itself, if it is not certified."""
+        if self.probability is None:
+            return (self,)
+        return tuple(
+            Constraint(quantile_name(self.name, level), at_most=self.at_most, unit=self.unit)
+            if level > 0.5
+            else Constraint(quantile_name(self.name, level), at_least=self.at_least, unit=self.unit)
+            for level in self.levels
+        )
 
     @property
     def _bounds(self) -> tuple[float, float]:
@@ -82,7 +123,7 @@ class Constraint:
         return low, high
 
     def excess(self, values: Floats) -> Floats:
-        """By how much `values` miss the bounds, in the cost's unit; 0 where they keep them."""
+        """By how much `values`, measured or certain, miss the bounds, in the cost's unit; 0 where they keep them."""
         low, high = self._bounds
         return np.maximum(np.maximum(values - high, low - values), 0.0)
 
@@ -99,7 +140,7 @@ class Problem:
     """Objectives and constraints over the architectures of a space.
 
     Raises:
-        ValueError: There is no objective, or two objectives or two constraints share a name.
+        ValueError: There is no objective, or two objectives or two constraints read the same cost.
     """
 
     space: SearchSpace
@@ -112,11 +153,16 @@ class Problem:
             raise ValueError("a problem needs at least one objective")
         for role, names in (
             ("objectives", [objective.name for objective in self.objectives]),
-            ("constraints", [constraint.name for constraint in self.constraints]),
+            ("constraints", [part.name for part in self.read_constraints]),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"two {role} are named {twice[0]!r}")
+
+    @property
+    def read_constraints(self) -> tuple[Constraint, ...]:
+        """Every constraint as what it reads: certified ones as bounds of quantiles (`Constraint.reads`)."""
+        return tuple(part for constraint in self.constraints for part in constraint.reads)
 
     def costs(self, codes: Codes) -> dict[str, Floats]:
         """Every cost that `evaluate` gives for `codes`, checked.
@@ -125,10 +171,12 @@ class Problem:
             ValueError: A cost the problem names is missing, has another length than `codes`, or is not finite.
         """
         costs = {name: np.asarray(values, dtype=np.float64) for name, values in self.evaluate(codes).items()}
-        named = [objective.name for objective in self.objectives] + [constraint.name for constraint in self.constraints]
+        named = [objective.name for objective in self.objectives] + [part.name for part in self.read_constraints]
         for name in dict.fromkeys(named):
             if name not in costs:
-                raise ValueError(f"evaluate gives no cost {name!r}; it gives {', '.join(costs) or 'none'}")
+                raise ValueError(
+                    f"evaluate gives no cost {name!r}{self._why(name)}; it gives {', '.join(costs) or 'none'}"
+                )
             if costs[name].shape != (len(codes),):
                 raise ValueError(f"{name}: {len(codes)} architectures need costs of shape ({len(codes)},); "
                                  f"got {costs[name].shape}")  # fmt: skip
@@ -147,6 +195,14 @@ class Problem:
 
         The sum of `Constraint.violation`, so that constraints of different units count alike.
         """
-        parts = [constraint.violation(costs[constraint.name]) for constraint in self.constraints]
+        parts = [part.violation(costs[part.name]) for part in self.read_constraints]
         n = len(costs[self.objectives[0].name])
         return np.sum(parts, axis=0) if parts else np.zeros(n)
+
+    def _why(self, name: str) -> str:
+        """Why a certified constraint needs the quantile called `name`; empty for any other cost."""
+        for constraint in self.constraints:
+            for level in constraint.levels:
+                if quantile_name(constraint.name, level) == name:
+                    return f", the {level:.10g} quantile of {constraint.name}, which {constraint} needs"
+        return ""

@@ -42,8 +42,8 @@ class InfeasibleConstraintError(ValueError):
 
     Attributes:
         constraint: The one that cannot be kept, or that keeps the others from being kept.
-        closest: The value of its cost nearest to its bounds; if each constraint can be kept, but not all together, the
-            value of the network that misses them least.
+        closest: The value of its cost (of the quantile that it reads, if it is certified) nearest to its bounds; if
+            each constraint can be kept, but not all together, the value of the network that misses them least.
     """
 
     def __init__(self, message: str, constraint: Constraint, closest: float) -> None:
@@ -120,6 +120,23 @@ def search(
     return record.result(reference, n_evaluations)
 
 
+def feasible_front(problem: Problem, costs: Costs) -> Indices:
+    """Rows of the feasible networks that no other feasible one dominates, in the order of the first objective.
+
+    Args:
+        costs: Of at least one network: every cost that `problem` names, each of shape (n,).
+
+    Raises:
+        InfeasibleConstraintError: No network keeps all constraints; says the closest value.
+    """
+    losses, violations = problem.losses(costs), problem.violations(costs)
+    feasible = np.flatnonzero(violations <= 0)
+    if len(feasible) == 0:
+        raise _infeasible(problem, costs, violations)
+    front = feasible[non_dominated(losses[feasible])]
+    return front[np.argsort(losses[front, 0], kind="stable")]
+
+
 class _Record:
     """What a search evaluated so far: every network once, in order."""
 
@@ -141,7 +158,7 @@ class _Record:
         new = {key: index for index, key in enumerate(keys) if key not in self._rows}
         if new:
             self._add(codes[sorted(new.values())])
-        self._rounds.append((len(self), _mean_distance(self._problem.space, codes)))
+        self._rounds.append((len(self), mean_distance(self._problem.space, codes)))
         rows = [self._rows[key] for key in keys]
         return np.array([self._losses[row] for row in rows]), np.array([self._violations[row] for row in rows])
 
@@ -166,18 +183,15 @@ class _Record:
         space, objectives = self._problem.space, self._problem.objectives
         codes = np.concatenate([np.zeros((0, len(space.decisions)), dtype=np.int32), *self._codes])
         losses = np.array(self._losses).reshape(len(self), len(objectives))
-        feasible = np.flatnonzero(np.array(self._violations) <= 0)
-        if len(self) and len(feasible) == 0:
-            raise _infeasible(self._problem, self._all_costs(), np.array(self._violations))
-        front = feasible[non_dominated(losses[feasible])]
+        front = feasible_front(self._problem, self._all_costs()) if len(self) else np.zeros(0, dtype=np.int64)
         if reference is None:
-            worst = losses[feasible].max(axis=0, initial=-np.inf)
+            worst = losses[np.array(self._violations) <= 0].max(axis=0, initial=-np.inf)
             reference = {part.name: part.sign * loss for part, loss in zip(objectives, worst.tolist(), strict=True)}
         table = {"arch": [str(arch) for arch in space.decode(codes)], **self._all_costs()}
         return SearchResult(
             codes=codes,
             costs=pd.DataFrame({**table, "violation": self._violations}),
-            front=front[np.argsort(losses[front, 0], kind="stable")],
+            front=front,
             reference=dict(reference),
             history=self._history(losses, np.array([part.sign * reference[part.name] for part in objectives])),
             stopped=self._why_it_stopped(n_evaluations),
@@ -211,24 +225,26 @@ class _Record:
 def _infeasible(problem: Problem, costs: Costs, violations: Floats) -> InfeasibleConstraintError:
     """Which constraint cannot be kept, and how close the evaluated networks came."""
     n = len(violations)
-    for constraint in problem.constraints:
-        excess = constraint.excess(costs[constraint.name])
+    parts = [(constraint, part) for constraint in problem.constraints for part in constraint.reads]
+    for constraint, part in parts:
+        excess = part.excess(costs[part.name])
         if excess.min() > 0:
-            closest = float(costs[constraint.name][np.argmin(excess)])
-            message = f"none of {n} networks keeps {constraint}; the closest has {closest:g}{constraint.suffix}"
+            closest = float(costs[part.name][np.argmin(excess)])
+            read = "" if part is constraint else f" as its {part.name}"
+            message = f"none of {n} networks keeps {constraint}; the closest has {closest:g}{part.suffix}{read}"
             return InfeasibleConstraintError(message, constraint, closest)
     least = int(np.argmin(violations))
-    there = {part: float(costs[part.name][least]) for part in problem.constraints}
-    worst = max(there, key=lambda part: float(part.violation(np.array([there[part]]))[0]))
-    values = ", ".join(f"{part.name} {value:g}{part.suffix}" for part, value in there.items())
+    there = {part.name: float(costs[part.name][least]) for _, part in parts}
+    worst, missed = max(parts, key=lambda pair: float(pair[1].violation(np.array([there[pair[1].name]]))[0]))
+    values = ", ".join(f"{part.name} {there[part.name]:g}{part.suffix}" for _, part in parts)
     message = (
-        f"none of {n} networks keeps all of: {'; '.join(map(str, there))}. Each can be kept by itself; "
+        f"none of {n} networks keeps all of: {'; '.join(map(str, problem.constraints))}. Each can be kept by itself; "
         f"the network that misses them least has {values}"
     )
-    return InfeasibleConstraintError(message, worst, there[worst])
+    return InfeasibleConstraintError(message, worst, there[missed.name])
 
 
-def _mean_distance(space: SearchSpace, codes: Codes) -> float:
+def mean_distance(space: SearchSpace, codes: Codes) -> float:
     """Mean of `SearchSpace.distance` between two different rows of `codes`; 0 for fewer than two rows."""
     n, d = codes.shape
     if n < 2:
