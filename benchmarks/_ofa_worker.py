@@ -1,10 +1,11 @@
 """The PyTorch side of `supernet_vs_ofa.py`: the `ofa` package's own supernet, trained and evaluated with its own code.
 
-Runs with the Python of the environment that `_ofa_environment.py` makes. The parent process drives it by JSON lines
-(`_workload.serve`). By hand, on two cores and with the memory settings of the benchmark:
+Runs with the Python of the environment that `hanax/experiments/_ofa_environment.py` makes. The parent process drives it
+by JSON lines (`_workload.serve`). By hand, on two cores and with the memory settings of the benchmark:
 
     export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1
     GLIBC_TUNABLES+=:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647
+    export PYTHONPATH=hanax/experiments  # for _ofa_environment.py, and nothing else of Hanax
     taskset -c 0,1 ~/.cache/hanax/ofa-env/bin/python benchmarks/_ofa_worker.py step single evaluate gemm
 
 prints one JSON line per command, with the same architectures, images and batch size as

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from _ofa_environment import DEFAULT_DIRECTORY, count, prepare_environment, stub_missing_modules
 
 WIDTH_MULTS = (1.0, 1.2)
 RESOLUTIONS = tuple(range(128, 225, 4))
@@ -33,18 +32,23 @@ def main() -> None:
     """Read the command line; outside the environment, prepare it and start this file again inside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--env", type=Path, default=DEFAULT_DIRECTORY, help="virtual environment")
+    parser.add_argument("--env", type=Path, help="virtual environment")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
         arguments.out.write_text(as_json(reference_figures()))
         return
-    python = prepare_environment(arguments.env)
-    subprocess.run([python, __file__, "--inside", "--out", arguments.out], check=True)
+    from hanax.experiments import _ofa_environment
+
+    python = _ofa_environment.prepare_environment(arguments.env or _ofa_environment.DEFAULT_DIRECTORY)
+    environment = dict(os.environ) | {"PYTHONPATH": str(Path(_ofa_environment.__file__).parent)}
+    subprocess.run([python, __file__, "--inside", "--out", arguments.out], env=environment, check=True)
 
 
 def reference_figures() -> dict[str, Any]:
     """Where the figures come from, and one row per subnet. Runs inside the environment."""
+    from _ofa_environment import stub_missing_modules
+
     stub_missing_modules()
     rng = random.Random(SEED)
     rows = [row for width_mult in WIDTH_MULTS for row in count_subnets(width_mult, rng)]
@@ -72,6 +76,7 @@ def as_json(figures: dict[str, Any]) -> str:
 
 def count_subnets(width_mult: float, rng: random.Random) -> list[dict[str, Any]]:
     """The smallest, the largest and random subnets of the supernet of `width_mult`, resolution included."""
+    from _ofa_environment import count
     from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
 
     supernet = OFAMobileNetV3(

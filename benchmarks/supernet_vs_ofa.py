@@ -40,8 +40,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from _ofa_environment import DEFAULT_DIRECTORY, prepare_environment
 from _workload import BATCH_SIZE, SEED, draw_net, draw_nets, draw_population, draw_steps
+
+from hanax.experiments import _ofa_environment
+from hanax.experiments._ofa_environment import DEFAULT_DIRECTORY, prepare_environment
 
 HERE = Path(__file__).resolve().parent
 EXPECTED_MACS = {"largest": 38_940_416, "smallest": 7_390_976}
@@ -173,7 +175,7 @@ class Sides:
         return Worker(
             "the torch worker",
             [str(self.torch_python), str(HERE / "_ofa_worker.py"), *options],
-            {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"GLIBC_TUNABLES": MALLOC},
+            dict(os.environ) | {"GLIBC_TUNABLES": MALLOC, "PYTHONPATH": str(Path(_ofa_environment.__file__).parent)},
         )
 
     def hanax(self) -> Worker:

@@ -26,7 +26,8 @@ space:
   feature_width: 16
 supernet: {epochs: 3, batch_size: 64, learning_rate: 0.005, n_random_subnets: 1, checkpoint_seconds: 0.5}
 accuracy: {archs: 16, n_calibration: 200, n_validation: 300}
-devices: [{name: onnxruntime-fp32, archs: 16, target_relative_ci: 0.2}]
+devices:
+  - {name: onnxruntime-fp32, archs: 16, target_relative_ci: 0.2, max_latency_ms: 1000, max_latency_probability: 0.9}
 search: {searcher: {kind: nsga2, population: 20}, evaluations: 200, candidates: 4}
 """
 

@@ -14,12 +14,19 @@ __all__ = [
     "RunFolderError",
     "SearchOutcome",
     "SubnetCard",
+    "SurrogateBenchmark",
+    "TabularBenchmark",
+    "accel_nas_bench_benchmark",
     "adapt",
     "adapt_from_table",
     "bundle_for_adapting",
     "finetune",
     "load_experiment",
     "make_experiment",
+    "nas_bench_macro_benchmark",
+    "nb201_benchmark",
+    "nb201_benchmarks",
+    "ofa_benchmark",
     "run_experiment",
     "search",
     "stage_states",
@@ -36,12 +43,19 @@ _HOME = {
     "RunFolderError": "_folder",
     "SearchOutcome": "_api",
     "SubnetCard": "_after",
+    "SurrogateBenchmark": "_tabular_benchmarks",
+    "TabularBenchmark": "_tabular_benchmarks",
+    "accel_nas_bench_benchmark": "_tabular_benchmarks",
     "adapt": "_adapt",
     "adapt_from_table": "_adapt",
     "bundle_for_adapting": "_adapt",
     "finetune": "_after",
     "load_experiment": "_config",
     "make_experiment": "_config",
+    "nas_bench_macro_benchmark": "_tabular_benchmarks",
+    "nb201_benchmark": "_tabular_benchmarks",
+    "nb201_benchmarks": "_tabular_benchmarks",
+    "ofa_benchmark": "_tabular_benchmarks",
     "run_experiment": "_run",
     "search": "_api",
     "stage_states": "_folder",
@@ -58,6 +72,15 @@ if TYPE_CHECKING:
     from hanax.experiments._folder import RunFolderError, stage_states
     from hanax.experiments._report import ReportData, write_report
     from hanax.experiments._run import run_experiment
+    from hanax.experiments._tabular_benchmarks import (
+        SurrogateBenchmark,
+        TabularBenchmark,
+        accel_nas_bench_benchmark,
+        nas_bench_macro_benchmark,
+        nb201_benchmark,
+        nb201_benchmarks,
+        ofa_benchmark,
+    )
 else:
 
     def __getattr__(name: str) -> object:

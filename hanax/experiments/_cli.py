@@ -21,6 +21,8 @@ from hanax.experiments._cli_collect import collect_blocks, collect_end_to_end, c
 from hanax.experiments._cli_devices import devices
 from hanax.experiments._cli_parts import Set, stop
 from hanax.experiments._cli_reproduce import reproduce
+from hanax.experiments._cli_search import search
+from hanax.experiments._cli_storage import storage
 from hanax.experiments._cli_tables import data, tables
 
 app = typer.Typer(
@@ -38,6 +40,7 @@ collect = typer.Typer(
 app.add_typer(collect, name="collect")
 app.add_typer(devices, name="devices")
 app.add_typer(data, name="data")
+app.add_typer(storage, name="storage")
 app.add_typer(tables, name="table")
 collect.command("latency")(collect_latency)
 collect.command("blocks")(collect_blocks)
@@ -46,6 +49,7 @@ app.command("adapt")(adapt)
 app.command("bundle")(bundle)
 app.command("import-results")(import_results)
 app.command("reproduce")(reproduce)
+app.command("search")(search)
 
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 
@@ -179,6 +183,8 @@ def _print_winners(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from hanax.experiments._gather import read_certificate
+
     console = Console(highlight=False)
     frame = pd.read_parquet(folder / "pareto.parquet")
     for device, rows in frame.groupby("device", sort=False):
@@ -197,6 +203,7 @@ def _print_winners(folder: Path) -> None:
                 f"{row['params'] / 1e3:.0f}",
             )
         console.print(table)
+        console.print(read_certificate(folder, str(device)))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
 
@@ -278,56 +285,6 @@ def collect_accuracy(
         f"{pipeline.evaluator.n_validation} validation images"
         + (f"; {n_stopped} were stopped before the last image" if race else "")
     )
-
-
-@app.command()
-def search(
-    path: Run,
-    out: Annotated[Path, typer.Option(help="The front, a CSV file.")],
-    device: Annotated[str | None, typer.Option(help="Which device of the run; its first one by default.")] = None,
-    accuracy: Annotated[Path | None, typer.Option(help="An accuracy table in place of the run's.")] = None,
-    latency: Annotated[Path | None, typer.Option(help="A latency table in place of the run's.")] = None,
-    evaluations: Annotated[int | None, typer.Option(min=50, help="Networks to consider.")] = None,
-    at_most: Annotated[
-        list[str] | None, typer.Option(metavar="COST=VALUE", help="Bound a cost from above, e.g. latency_ms=2.5.")
-    ] = None,
-    at_least: Annotated[
-        list[str] | None, typer.Option(metavar="COST=VALUE", help="Bound a cost from below, e.g. accuracy=0.9.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-) -> None:
-    """Search again on tables alone: nothing is trained and nothing is measured."""
-    from hanax.experiments._progress import Terminal
-    from hanax.experiments._research import search_again
-
-    terminal = Terminal()
-    with terminal.live():
-        front = search_again(
-            path,
-            device_name=device,
-            accuracy_file=accuracy,
-            latency_file=latency,
-            evaluations=evaluations,
-            at_most=_bounds(at_most),
-            at_least=_bounds(at_least),
-            seed=seed,
-            on_progress=terminal.bar("networks considered"),
-        )
-    front.to_csv(out, index=False)
-    terminal.say(f"{out}: {len(front)} networks on the predicted front")
-
-
-def _bounds(items: list[str] | None) -> dict[str, float]:
-    bounds = {}
-    for item in items or ():
-        cost, separator, value = item.partition("=")
-        try:
-            bounds[cost] = float(value)
-        except ValueError:
-            separator = ""
-        if not separator:
-            raise typer.BadParameter(f"{item!r}: expected COST=VALUE, such as latency_ms=2.5")
-    return bounds
 
 
 Arch = Annotated[str, typer.Option(help="The architecture as tables write it (0.2.1...), or `largest` or `smallest`.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,42 @@ def _nasflat(data: Path, quick: bool, say: Say) -> Reproduction:
     return reproduce_nasflat(data, 2 if quick else N_DRAWS, say)
 
 
+def _nb201_pareto(data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_search import DEVICES, N_SEEDS, reproduce_nb201_pareto
+
+    return reproduce_nb201_pareto(data, 2 if quick else N_SEEDS, DEVICES[:2] if quick else DEVICES, say)
+
+
+def _linas_hv(data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_search import N_SEEDS, reproduce_linas_hv
+
+    return reproduce_linas_hv(data, 2 if quick else N_SEEDS, say)
+
+
+def _exact_front(data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_exact import N_SEEDS, reproduce_exact
+
+    return reproduce_exact(data, 1 if quick else N_SEEDS, say)
+
+
+def _ofa_accuracy(data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_accuracy import N_DRAWS, load_ofa, reproduce_accuracy
+
+    return reproduce_accuracy("ofa-accuracy", load_ofa, data, 2 if quick else N_DRAWS, say)
+
+
+def _macro_accuracy(data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_accuracy import N_DRAWS, load_macro, reproduce_accuracy
+
+    return reproduce_accuracy("macro-accuracy", load_macro, data, 2 if quick else N_DRAWS, say)
+
+
+def _ofa_search(data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_ofa_search import reproduce_ofa_search
+
+    return reproduce_ofa_search(data, quick, say)
+
+
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """One thing that can be reproduced: in a sentence, and how, from the folder of the public files."""
@@ -50,7 +87,24 @@ EXPERIMENTS: dict[str, Experiment] = {
     "atlas": Experiment(
         "Few-shot latency on the devices of Hanax's own atlas, leave one runtime out; needs no files", _atlas
     ),
+    "nb201-pareto": Experiment(
+        "Evaluations to the true front of NAS-Bench-201 on six devices; installs pymoo beside Hanax", _nb201_pareto
+    ),
+    "linas-hv": Experiment("Evaluations to the front of a recorded search (Cummings et al., 2022)", _linas_hv),
+    "exact-front": Experiment(
+        "The exact front of an additive surrogate of Once-for-All, and evolution's gap to it", _exact_front
+    ),
+    "ofa-search": Experiment(
+        "Search by evolution beside the ofa package (Cai et al., 2020), which gets an environment of its own",
+        _ofa_search,
+    ),
     "nasflat": Experiment("Few-shot latency on twelve sets of devices (Akhauri & Abdelfattah, 2024)", _nasflat),
+    "ofa-accuracy": Experiment(
+        "Accuracy of Once-for-All subnets from 50 of them, on DyNAS-T's traces (Cummings et al., 2022)", _ofa_accuracy
+    ),
+    "macro-accuracy": Experiment(
+        "Accuracy of all networks of NAS-Bench-Macro from 50 of them (Su et al., 2021)", _macro_accuracy
+    ),
 }
 
 
@@ -91,4 +145,5 @@ def _print(result: Reproduction) -> None:
             "" if value is None else f"{value:.3f}" for value in (row.published, row.ours, row.spread, row.worst)
         ]
         table.add_row(row.metric, *numbers, "" if row.n is None else str(row.n), row.unit)
-    Console(highlight=False).print(table)
+    # Into a file, at a width at which no figure is cut.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)

@@ -6,6 +6,7 @@ pydantic lives only here; the library below takes plain arguments.
 from __future__ import annotations
 
 import difflib
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -177,6 +178,8 @@ class DeviceConfig(Strict):
         archs: Networks to measure for the latency predictor, the largest and smallest among them.
         table: A latency table measured before, to use in place of measuring.
         max_latency_ms: Networks slower than this are not wanted.
+        max_latency_probability: With which a network must keep `max_latency_ms` when it is measured, by its predicted
+            interval; if not given, its predicted latency must keep it.
         target_relative_ci: When a latency is known well enough: half the 95 % interval over the value.
     """
 
@@ -187,6 +190,7 @@ class DeviceConfig(Strict):
     batch: int = Field(default=1, ge=1)
     table: str | None = None
     max_latency_ms: float | None = Field(default=None, gt=0)
+    max_latency_probability: float | None = Field(default=None, gt=0.5, lt=1)
     target_relative_ci: float = Field(default=0.02, gt=0, lt=1)
 
     @field_validator("place")
@@ -197,6 +201,12 @@ class DeviceConfig(Strict):
         if place is not None:
             find_place(place)
         return place
+
+    @model_validator(mode="after")
+    def _certifies_a_bound(self) -> DeviceConfig:
+        if self.max_latency_probability is not None and self.max_latency_ms is None:
+            raise ValueError("max_latency_probability says how surely max_latency_ms is kept; set that as well")
+        return self
 
     @property
     def label(self) -> str:
@@ -228,16 +238,24 @@ class DeviceConfig(Strict):
 
 
 class ConstraintConfig(Strict):
-    """Bounds of a cost, for every device."""
+    """Bounds of a cost, for every device.
+
+    Attributes:
+        probability: With which a network must keep the bounds when it is measured, by its predicted interval; if not
+            given, its predicted cost must keep them. For costs that are predicted.
+    """
 
     cost: Cost
     at_most: float | None = None
     at_least: float | None = None
+    probability: float | None = Field(default=None, gt=0.5, lt=1)
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> ConstraintConfig:
         if self.at_most is None and self.at_least is None:
             raise ValueError(f"the constraint on {self.cost} needs at_most, at_least or both")
+        if self.probability is not None and self.cost not in ("accuracy", "latency_ms"):
+            raise ValueError(f"{self.cost} is known exactly, so its bounds are kept or not; leave probability out")
         return self
 
 
@@ -258,7 +276,7 @@ class OptunaConfig(Strict):
     """An Optuna study over the same space."""
 
     kind: Literal["optuna"] = "optuna"
-    sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
+    sampler: Literal["linas", "evolution", "nsga2", "tpe", "random"] = "nsga2"
 
     def build(self, space: SearchSpace, n_objectives: int, seed: int) -> Searcher:
         """The searcher."""
@@ -267,22 +285,129 @@ class OptunaConfig(Strict):
         return OptunaSearcher(space, sampler=self.sampler, n_objectives=n_objectives, seed=seed)
 
 
+class RandomConfig(Strict):
+    """Networks drawn at random, the baseline."""
+
+    kind: Literal["random"] = "random"
+
+    def build(self, space: SearchSpace, n_objectives: int, seed: int) -> Searcher:
+        """The searcher."""
+        from hanax.searchers import RandomSearcher
+
+        return RandomSearcher(space, seed=seed)
+
+
+class GridConfig(Strict):
+    """Every network of a small space, in lexical order; see `hanax.searchers.GridSearcher`."""
+
+    kind: Literal["grid"] = "grid"
+
+    def build(self, space: SearchSpace, n_objectives: int, seed: int) -> Searcher:
+        """The searcher."""
+        from hanax.searchers import GridSearcher
+
+        return GridSearcher(space)
+
+
+class LocalConfig(Strict):
+    """Whole neighbourhoods of the best networks; see `hanax.searchers.LocalSearcher`."""
+
+    kind: Literal["local"] = "local"
+    starts: int = Field(default=10, ge=1)
+
+    def build(self, space: SearchSpace, n_objectives: int, seed: int) -> Searcher:
+        """The searcher."""
+        from hanax.searchers import LocalSearcher
+
+        return LocalSearcher(space, starts=self.starts, seed=seed)
+
+
+class AgingConfig(Strict):
+    """Aging evolution; see `hanax.searchers.AgingSearcher`.
+
+    Attributes:
+        sample: Members that compete to be a parent.
+        weights: One per objective, in their order, of costs to minimise (of the negative of those to maximise); their
+            sum decides. If not given, dominance does.
+    """
+
+    kind: Literal["aging"] = "aging"
+    population: int = Field(default=100, ge=1)
+    sample: int = Field(default=25, ge=1)
+    weights: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _samples_from_the_population(self) -> AgingConfig:
+        if self.sample > self.population:
+            raise ValueError(f"sample is at most the population of {self.population}; given: {self.sample}")
+        return self
+
+    def build(self, space: SearchSpace, n_objectives: int, seed: int) -> Searcher:
+        """The searcher."""
+        from hanax.searchers import AgingSearcher
+
+        return AgingSearcher(
+            space, population=self.population, sample=self.sample, seed=seed, scalarisation=self.weights
+        )
+
+
+class ReinforceConfig(Strict):
+    """A policy gradient on one reward; see `hanax.searchers.Reinforce`.
+
+    Attributes:
+        weights: One per objective, in their order, of costs to minimise (of the negative of those to maximise); the
+            reward is minus their sum.
+        penalty: Reward taken away per unit of violation of the constraints.
+    """
+
+    kind: Literal["reinforce"] = "reinforce"
+    weights: tuple[float, ...]
+    batch: int = Field(default=20, ge=1)
+    learning_rate: float = Field(default=0.1, gt=0)
+    entropy: float = Field(default=0.02, ge=0)
+    penalty: float = Field(default=1.0, ge=0)
+
+    def build(self, space: SearchSpace, n_objectives: int, seed: int) -> Searcher:
+        """The searcher."""
+        from hanax.searchers import Reinforce
+
+        return Reinforce(
+            space, self.weights, batch=self.batch, learning_rate=self.learning_rate, entropy=self.entropy,
+            penalty=self.penalty, seed=seed,
+        )  # fmt: skip
+
+
+AnySearcher = Nsga2Config | OptunaConfig | RandomConfig | GridConfig | LocalConfig | AgingConfig | ReinforceConfig
+SEARCHER_KINDS = tuple(option.model_fields["kind"].default for option in typing.get_args(AnySearcher))
+
+
 class SearchConfig(Strict):
     """The search on the predictors, and how much of its front is confirmed by measurement.
 
     Attributes:
         evaluations: Networks the searcher may look at.
+        warm_start: Begin with the exact front under the predictors, where it can be computed.
         objectives: Costs to trade off.
         constraints: Bounds beside each device's `max_latency_ms`.
         candidates: Members of the predicted front that are extracted, evaluated and measured; the front that is
             shipped is what of them is not dominated in measured latency and validation accuracy.
     """
 
-    searcher: Annotated[Nsga2Config | OptunaConfig, Field(discriminator="kind")] = Nsga2Config()
+    searcher: Annotated[AnySearcher, Field(discriminator="kind")] = Nsga2Config()
     evaluations: int = Field(default=5000, ge=50)
+    warm_start: bool = True
     objectives: tuple[Cost, ...] = Field(default=("accuracy", "latency_ms"), min_length=1)
     constraints: tuple[ConstraintConfig, ...] = ()
     candidates: int = Field(default=24, ge=1)
+
+    @model_validator(mode="after")
+    def _weighs_every_objective(self) -> SearchConfig:
+        weights = getattr(self.searcher, "weights", None)
+        if weights is not None and len(weights) != len(self.objectives):
+            raise ValueError(
+                f"searcher.weights has a weight for each of {', '.join(self.objectives)}; given: {list(weights)}"
+            )
+        return self
 
 
 class Experiment(Strict):
@@ -306,6 +431,23 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
+    def _enough_is_measured_to_certify(self) -> Experiment:
+        for device in self.devices:
+            for constraint in self.constraints(device):
+                if constraint.name == "accuracy":
+                    archs, where = self.accuracy.archs, "accuracy"
+                elif device.table is None:
+                    archs, where = device.archs, f"device {device.label}"
+                else:
+                    continue  # the table says what was measured, when it is read
+                needed = max([archs_to_certify(max(level, 1.0 - level)) for level in constraint.levels], default=0)
+                if archs < needed:
+                    raise ValueError(
+                        f"{constraint} takes at least {needed} measured networks; {where} has archs {archs}"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _devices_run_what_ships(self) -> Experiment:
         for device in self.devices:
             spec = device.spec()
@@ -320,14 +462,21 @@ class Experiment(Strict):
         """The search space for `dataset`.
 
         Raises:
-            ExperimentError: The images are not square and no resolution was chosen.
+            ExperimentError: The images are not square and no resolution was chosen, or the space is too large for a
+                grid.
         """
         height, width = dataset.image_size
         if height != width:
             raise ExperimentError(
                 f"{dataset.name}: images of {height} x {width} pixels are not square; set data.image_size to one side"
             )
-        return self.space.build(height, dataset.channels, dataset.n_classes)
+        space = self.space.build(height, dataset.channels, dataset.n_classes)
+        if isinstance(self.search.searcher, GridConfig):
+            try:
+                self.search.searcher.build(space, len(self.search.objectives), self.seed)
+            except ValueError as error:
+                raise ExperimentError(f"search.searcher: {error}; choose another kind than grid") from error
+        return space
 
     def objectives(self) -> tuple[Objective, ...]:
         """What to trade off."""
@@ -342,10 +491,22 @@ class Experiment(Strict):
         """The bounds that hold for `device`."""
         from hanax.searchers import Constraint
 
-        bounds = [Constraint(c.cost, c.at_most, c.at_least, UNITS[c.cost]) for c in self.search.constraints]
+        bounds = [
+            Constraint(c.cost, c.at_most, c.at_least, UNITS[c.cost], c.probability) for c in self.search.constraints
+        ]
         if device.max_latency_ms is not None:
-            bounds.append(Constraint("latency_ms", at_most=device.max_latency_ms, unit="ms"))
+            probability = device.max_latency_probability
+            bounds.append(Constraint("latency_ms", at_most=device.max_latency_ms, unit="ms", probability=probability))
         return tuple(bounds)
+
+
+def archs_to_certify(level: float) -> int:
+    """Measured networks from which a predictor's interval has a finite end at the quantile `level`, above 0.5.
+
+    The interval of coverage ``2 * level - 1`` ends at the ``ceil((n + 1) * coverage)``-th of `n` values.
+    """
+    coverage = 2.0 * level - 1.0
+    return math.ceil(coverage / (1.0 - coverage) - 1e-9)
 
 
 UNITS: dict[Cost, str] = {
@@ -426,7 +587,7 @@ def _index(items: list[Any], text: str) -> int:
 
 def _describe(problem: Any) -> str:
     """One validation problem, with the nearest known key where a key is unknown."""
-    location = [part for part in problem["loc"] if part not in ("nsga2", "optuna")]
+    location = [part for part in problem["loc"] if part not in SEARCHER_KINDS]
     where = ".".join(map(str, location)) or "the file"
     if problem["type"] != "extra_forbidden":
         given = problem["input"]
@@ -446,6 +607,6 @@ def _keys_at(location: Sequence[str | int]) -> list[str]:
             kind = typing.get_args(kind)[0]
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = kind.model_fields[part].annotation
-        else:  # the tag of a union: nsga2, optuna
+        else:  # the tag of a union, one of SEARCHER_KINDS
             kind = next(option for option in typing.get_args(kind) if option.model_fields["kind"].default == part)
     return list(kind.model_fields)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from hanax.devices import LatencyTable, Ledger
 from hanax.experiments._config import DeviceConfig, Experiment, make_experiment
+from hanax.experiments._confirmed import certified_outcomes
 from hanax.experiments._fitting import COVERAGE, LATENCY_TOLERANCE, load_card
 from hanax.experiments._folder import RunFolderError, stage_folder, stage_states
 from hanax.experiments._frames import read_frame
@@ -122,17 +123,28 @@ def _device(path: Path, experiment: Experiment, device: DeviceConfig, space: Sea
     winners, _ = read_frame(stage_folder(path, f"ship/{device.label}") / "shipped.parquet", space)
     winners["settings"] = winners["settings"].map(json.loads)
     confirmed = LatencyTable.read(stage_folder(path, f"confirm/{device.label}") / "table.parquet")
+    candidates, _ = read_frame(stage_folder(path, f"confirm/{device.label}") / "confirmed.parquet", space)
+    chosen = candidates[candidates["arch"].isin(searched["arch"][searched["on_front"]])]
+    constraints = experiment.constraints(device)
     return DeviceReport(
         name=device.label,
         fingerprint=table.device_fingerprint,
         latency_table=table.frame,
         lint_warnings=(*drift(table, confirmed), *table.lint(space)),
         latency_card=load_card(stage_folder(path, f"latency-predictor/{device.label}")),
-        constraints=experiment.constraints(device),
+        constraints=constraints,
+        certified=certified_outcomes(chosen, constraints),
         searched=searched.rename(columns={"accuracy": "predicted_accuracy", "latency_ms": "predicted_latency_ms"}),
         history=history,
+        certificate=read_certificate(path, device.label),
         winners=winners[list(WINNER_COLUMNS)],
     )
+
+
+def read_certificate(path: Path, device: str) -> str:
+    """What is known of the optimum of a search of the run in folder `path`, in a sentence."""
+    file = stage_folder(path, f"search/{device}") / "certificate.json"
+    return str(json.loads(file.read_text())["sentence"])
 
 
 def drift(before: LatencyTable, after: LatencyTable) -> list[str]:

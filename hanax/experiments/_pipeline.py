@@ -18,7 +18,9 @@ import pandas as pd
 
 from hanax._files import read_lines, write_atomically
 from hanax.experiments._accuracies import collect_accuracy
+from hanax.experiments._certificate import certified_search
 from hanax.experiments._config import DeviceConfig, Experiment
+from hanax.experiments._confirmed import breaks, confirmed_front
 from hanax.experiments._export import count_correct, export, latency_model_builder
 from hanax.experiments._fitting import (
     COVERAGE,
@@ -38,7 +40,7 @@ from hanax.predictors import (
     save_predictor,
 )
 from hanax.search_spaces import Arch, SearchSpace, graph_features
-from hanax.searchers import Constraint, Problem, search, spread_along_front
+from hanax.searchers import Problem, spread_along_front
 
 if TYPE_CHECKING:
     from hanax.devices import Ledger
@@ -152,12 +154,14 @@ class Pipeline:
         measured = {
             "space": self.space.fingerprint,
             "seed": experiment.seed,
-            **device.model_dump(mode="json", exclude={"max_latency_ms", "place"}),  # the label says where
+            # The label says where the device is.
+            **device.model_dump(mode="json", exclude={"max_latency_ms", "max_latency_probability", "place"}),
         }
         if device.table is not None:
             measured["table_sha256"] = _sha256(Path(device.table))
         searched = experiment.search.model_dump(mode="json", exclude={"candidates"}) | {
-            "max_latency_ms": device.max_latency_ms, "seed": experiment.seed,
+            "max_latency_ms": device.max_latency_ms, "max_latency_probability": device.max_latency_probability,
+            "seed": experiment.seed,
         }  # fmt: skip
 
         def bind(work: Callable[[DeviceConfig, Path], None]) -> Callable[[Path], None]:
@@ -278,21 +282,23 @@ class Pipeline:
         """Search on the predictors, for this device."""
         experiment, space = self.experiment, self.space
         accuracy, latency = self.predictors(device)
-        objectives = experiment.objectives()
-        problem = Problem(
-            space,
-            objectives,
-            experiment.constraints(device),
-            costs_of(space, accuracy, latency, peak_memory=_asks_for(experiment, "peak_activation_bytes")),
-        )
+        objectives, constraints = experiment.objectives(), experiment.constraints(device)
+        peak_memory = "peak_activation_bytes" in experiment.search.objectives
+        evaluate = costs_of(space, accuracy, latency, peak_memory=peak_memory, constraints=constraints)
+        problem = Problem(space, objectives, constraints, evaluate)
         searcher = experiment.search.searcher.build(space, len(objectives), experiment.seed)
-        result = search(
-            problem, searcher, experiment.search.evaluations, on_progress=self.reporter.bar("networks considered")
+        result, certificate = certified_search(
+            problem,
+            searcher,
+            experiment.search.evaluations,
+            warm_start=experiment.search.warm_start,
+            on_progress=self.reporter.bar("networks considered"),
         )
         on_front = np.zeros(len(result.costs), dtype=bool)
         on_front[result.front] = True
         write_frame(folder / "searched.parquet", result.costs.assign(on_front=on_front), space, stopped=result.stopped)
         write_frame(folder / "history.parquet", result.history, space, reference=result.reference)
+        _write_json(folder / "certificate.json", dataclasses.asdict(certificate))
 
     def predictors(self, device: DeviceConfig) -> tuple[Any, Any]:
         """The accuracy and the latency predictor."""
@@ -337,9 +343,9 @@ class Pipeline:
         for column in ("latency_ms", "latency_low_ms", "latency_high_ms"):
             frame[f"measured_{column}"] = measured[column].loc[[str(arch) for arch in archs]].to_numpy()
         frame["latency_error"] = frame["predicted_latency_ms"] / frame["measured_latency_ms"] - 1.0
-        broken = _breaks(frame, self.experiment.constraints(device))
+        broken = breaks(frame, self.experiment.constraints(device))
         frame["missed"] = (frame["latency_error"].abs() > LATENCY_TOLERANCE) | broken
-        frame["on_front"] = _front(frame, self.experiment) & ~broken
+        frame["on_front"] = confirmed_front(frame, self.experiment.objectives()) & ~broken
         ends = {str(self.space.largest), str(self.space.smallest)}
         frame["reference"] = frame["arch"].isin(ends) & ~frame["on_front"]
         write_frame(folder / "confirmed.parquet", frame, self.space)
@@ -404,31 +410,6 @@ def _method(device: DeviceConfig) -> Any:
     from hanax.devices import Method
 
     return Method(target_relative_ci=device.target_relative_ci)
-
-
-def _asks_for(experiment: Experiment, cost: str) -> bool:
-    return cost in experiment.search.objectives or any(c.cost == cost for c in experiment.search.constraints)
-
-
-_CONFIRMED = {"accuracy": "validation_accuracy", "latency_ms": "measured_latency_ms"}
-"""Column of the confirmed value of a cost that was predicted; the others are exact."""
-
-
-def _front(frame: pd.DataFrame, experiment: Experiment) -> Any:
-    """Which rows no other row dominates, by confirmed values."""
-    from hanax.searchers import non_dominated
-
-    losses = [part.sign * frame[_CONFIRMED.get(part.name, part.name)] for part in experiment.objectives()]
-    return non_dominated(np.column_stack(losses).astype(np.float64))
-
-
-def _breaks(frame: pd.DataFrame, constraints: Sequence[Constraint]) -> Any:
-    """Which rows break a constraint, by confirmed values."""
-    broken = np.zeros(len(frame), dtype=bool)
-    for constraint in constraints:
-        values = frame[_CONFIRMED.get(constraint.name, constraint.name)].to_numpy(dtype=np.float64)
-        broken |= constraint.excess(values) > 0
-    return broken
 
 
 def _sha256(path: Path) -> str:

@@ -21,6 +21,7 @@ import pandas as pd
 from hanax._files import write_atomically
 
 if TYPE_CHECKING:
+    from hanax.experiments._confirmed import Certified
     from hanax.predictors import PredictorCard
     from hanax.searchers import Constraint
 
@@ -113,9 +114,11 @@ class DeviceReport:
         latency_table: The measured table, with the columns of `hanax.devices.LatencyTable`.
         lint_warnings: What `LatencyTable.lint` found.
         constraints: Limits that the search had to keep.
+        certified: How those of them that were to be kept with a probability fared when measured.
         searched: Every architecture the search evaluated: ``arch``, ``predicted_accuracy``, ``predicted_latency_ms``,
             ``on_front`` (bool).
         history: ``evaluations``, ``hypervolume``, ``diversity``, one row per step of the search.
+        certificate: How far the search is from the exact optimum, in a sentence.
         winners: One row per shipped net, with `WINNER_COLUMNS`. ``latency_error`` is ``predicted / measured - 1``,
             ``settings`` a mapping from decision to option, ``model_path`` relative to the report. ``reference`` marks
             the largest and smallest subnet, which are always shown; ``missed`` a net whose measured latency is off by
@@ -133,7 +136,9 @@ class DeviceReport:
     constraints: tuple[Constraint, ...]
     searched: pd.DataFrame
     history: pd.DataFrame
+    certificate: str
     winners: pd.DataFrame
+    certified: tuple[Certified, ...] = ()
 
     def __post_init__(self) -> None:
         _check_columns(f"{self.name}: latency_table", self.latency_table, _TABLE_COLUMNS)
@@ -237,6 +242,10 @@ def write_report(data: ReportData, path: Path) -> None:
         tables={device.name: _reliability(device) for device in data.devices},
         purposes=sorted({purpose for counts in data.ledger.values() for purpose in counts}),
         limits={device.name: [limit_text(limit) for limit in device.constraints] for device in data.devices},
+        certified={
+            device.name: [f"{limit_text(one.constraint)}: {one.words}." for one in device.certified]
+            for device in data.devices
+        },
         panels=panels,
         figures={panel.key: panel.figure for group in panels.values() for panel in group},
         config_yaml=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True),
@@ -376,10 +385,11 @@ def duration(seconds: float) -> str:
 
 
 def limit_text(limit: Constraint) -> str:
-    """A constraint in words: ``latency at most 0.5 ms``."""
+    """A constraint in words: ``latency at most 0.5 ms``, with its probability if it is certified."""
     bounds = [("at most", limit.at_most), ("at least", limit.at_least)]
     words = " and ".join(f"{word} {bound:g} {limit.unit}".rstrip() for word, bound in bounds if bound is not None)
-    return f"{limit.name.removesuffix(f'_{limit.unit}')} {words}"
+    certified = "" if limit.probability is None else f" with probability {limit.probability:.10g}"
+    return f"{limit.name.removesuffix(f'_{limit.unit}')} {words}{certified}"
 
 
 def settings_lines(settings: Mapping[str, Any]) -> list[str]:
@@ -779,11 +789,13 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def _history_panels(device: DeviceReport, key: int) -> list[_Panel]:
     panels = []
     for column, color in (("hypervolume", "--predicted"), ("diversity", "--measured")):
-        figure = {
-            "data": [_line(column, device.history["evaluations"], device.history[column], color)],
-            "layout": _layout("Evaluations", column.capitalize(), showlegend=False),
-        }
+        layout = _layout("Evaluations", column.capitalize(), showlegend=False)
+        lowest, highest = device.history[column].min(), device.history[column].max()
+        if 0 < highest <= lowest * (1 + 1e-9):  # plotly.js would draw 0.01 that never changes on an axis from -1 to 1
+            layout["yaxis"] = layout["yaxis"] | {"range": [0, 2 * highest]}
+        lines = [_line(column, device.history["evaluations"], device.history[column], color)]
         note = f"{column.capitalize()} of the search over its evaluations."
+        figure = {"data": lines, "layout": layout}
         panels.append(_Panel(f"{column}-{key}", f"{device.name}: {column}", note, figure))
     return panels
 

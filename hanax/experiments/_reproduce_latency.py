@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +22,7 @@ from hanax.experiments._latency_benchmark import (
     load_merged_data,
     macs_of,
 )
-from hanax.experiments._reproduction import Reproduction, Row
+from hanax.experiments._reproduction import Reproduction, Row, one_process_per_core
 from hanax.predictors import (
     BestSourcePredictor,
     HelpPredictor,
@@ -298,10 +294,8 @@ def reproduce_nasflat(data: Path, n_draws: int, say: Callable[[str], None]) -> R
     Tasks run side by side, one process a core.
     """
     started = time.perf_counter()
-    context = get_context("spawn")
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     results: dict[str, _Results] = {}
-    with _environment(threads), ProcessPoolExecutor(os.cpu_count(), mp_context=context) as workers:
+    with one_process_per_core() as workers:
         order = sorted(TASKS, key=lambda name: -len(TASKS[name].test))
         running = {name: workers.submit(_run_task, name, data, n_draws) for name in order}
         for name, future in running.items():
@@ -319,20 +313,6 @@ def reproduce_nasflat(data: Path, n_draws: int, say: Callable[[str], None]) -> R
         rows += [replace(row, metric=f"{name}_{row.metric}") for row in results[name].rows({})]
     title = f"NASFLAT's tasks: all architectures, {n_draws} draws, mean over each task's test devices"
     return Reproduction("nasflat", title, rows, time.perf_counter() - started)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables that processes started within have."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _run_task(name: str, folder: Path, n_draws: int) -> _Results:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 from hanax._files import write_atomically
@@ -55,3 +59,19 @@ class Reproduction:
             "rows": [asdict(row) for row in self.rows],
         }
         write_atomically(path, json.dumps(record, indent=1).encode())
+
+
+@contextmanager
+def one_process_per_core() -> Iterator[ProcessPoolExecutor]:
+    """Processes that share the work, with one thread each."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    before = {name: os.environ.get(name) for name in threads}
+    os.environ.update(threads)
+    try:
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
+            yield processes
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value

@@ -326,3 +326,25 @@ def test_wrong_input_ends_in_one_message_and_status_2(
     assert status == 2, output
     assert message in output
     assert "Traceback" not in output
+
+
+def test_workers_search_one_front_together_and_the_same_command_goes_on(
+    tiny_run: TinyRun, command_line: CommandLine, tmp_path: Path
+) -> None:
+    def command(total: int, *more: str) -> list[str | Path]:
+        study = ["--storage", str(tmp_path / "journal"), "--searcher", "random", "--evaluations", str(total)]
+        return ["search", tiny_run.folder, *study, "--at-most", "latency_ms=1000", *more]
+
+    workers = [command_line.start(*command(12, "--out", f"{name}.parquet"), cwd=tmp_path) for name in "ab"]
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    fronts = [pd.read_parquet(tmp_path / f"{name}.parquet") for name in "ab"]
+    pd.testing.assert_frame_equal(*fronts)
+    assert "accuracy, %" in outputs[0] and "predicted latency, ms" in outputs[0] and "MACs, M" in outputs[0]
+    arguments = command(3, "--evaluate", "supernet", "--study", "real", "--out", "real.parquet")
+    status, output = command_line.run(*arguments, cwd=tmp_path)
+    assert status == 0, output
+    real = pd.read_parquet(tmp_path / "real.parquet")
+    n_validation = 300
+    np.testing.assert_allclose(real["accuracy"] * n_validation, (real["accuracy"] * n_validation).round(), atol=1e-6)
+    assert {"arch", "accuracy", "latency_ms", "predicted_accuracy"} <= set(real.columns)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from plain_space import plain_space
 
 from hanax.experiments import ExperimentError, load_experiment, make_experiment
 
@@ -130,3 +132,66 @@ def test_an_experiment_survives_being_written_and_read() -> None:
     experiment = load_experiment(ROOT / "experiments" / "quickstart.yaml")
     again = make_experiment(yaml.safe_load(yaml.safe_dump(experiment.model_dump(mode="json"))), "test")
     assert again == experiment
+
+
+def test_certified_constraints_come_from_the_file_and_are_refused_where_they_mean_nothing() -> None:
+    def constraints(device: dict[str, object], constraint: dict[str, object]) -> list[str]:
+        settings = {"name": "x", "devices": [device], "search": {"constraints": [constraint]}}
+        experiment = make_experiment(settings, "here")
+        return [str(part) for part in experiment.constraints(experiment.devices[0])]
+
+    device = {"max_latency_ms": 2.0, "max_latency_probability": 0.95}
+    assert constraints(device, {"cost": "accuracy", "at_least": 0.9, "probability": 0.9}) == [
+        "accuracy at least 0.9 with probability 0.9",
+        "latency_ms at most 2 ms with probability 0.95",
+    ]
+    macs = {"cost": "macs", "at_most": 1e9}
+    with pytest.raises(ExperimentError, match=r"macs is known exactly, .* leave probability out"):
+        constraints(device, macs | {"probability": 0.9})
+    with pytest.raises(ExperimentError, match="says how surely max_latency_ms is kept; set that as well"):
+        constraints({"max_latency_probability": 0.95}, macs)
+    with pytest.raises(ExperimentError, match=r"probability 0.999 takes at least 499 measured networks; device .* 60"):
+        constraints(device | {"max_latency_probability": 0.999}, macs)
+    with pytest.raises(ExperimentError, match=r"probability 0.999 takes at least 499 measured networks; accuracy has"):
+        constraints(device, {"cost": "accuracy", "at_least": 0.9, "probability": 0.999})
+
+
+@pytest.mark.parametrize(
+    ("searcher", "name"),
+    [
+        ({"kind": "random"}, "RandomSearcher"),
+        ({"kind": "grid"}, "GridSearcher"),
+        ({"kind": "local", "starts": 3}, "LocalSearcher"),
+        ({"kind": "aging", "population": 20, "sample": 5}, "AgingSearcher"),
+        ({"kind": "aging", "weights": [1.0, 0.1]}, "AgingSearcher"),
+        ({"kind": "reinforce", "weights": [1.0, 0.1]}, "Reinforce"),
+    ],
+)
+def test_baselines_are_chosen_by_their_kind(searcher: dict[str, object], name: str) -> None:
+    experiment = make_experiment({"name": "x", "search": {"searcher": searcher}}, "here")
+    built = experiment.search.searcher.build(plain_space(3, 2), 2, 0)
+    assert type(built).__name__ == name
+    assert len(built.ask()) > 0
+    assert make_experiment(experiment.model_dump(mode="json"), "again") == experiment
+
+
+@pytest.mark.parametrize(
+    ("searcher", "message"),
+    [
+        ({"kind": "reinforce"}, r"search\.searcher\.weights: Field required"),
+        ({"kind": "reinforce", "weights": [1.0]}, r"a weight for each of accuracy, latency_ms; given: \[1\.0\]"),
+        ({"kind": "aging", "sample": 200}, "sample is at most the population of 100; given: 200"),
+        ({"kind": "local", "start": 3}, r"search\.searcher\.start: unknown key; did you mean 'starts'\?"),
+        ({"kind": "greedy"}, "'random', 'grid', 'local', 'aging', 'reinforce'"),
+    ],
+)
+def test_settings_of_baselines_that_do_not_fit_are_refused(searcher: dict[str, object], message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        make_experiment({"name": "x", "search": {"searcher": searcher}}, "here")
+
+
+def test_a_grid_over_a_space_that_cannot_be_listed_is_refused_before_anything_is_trained() -> None:
+    images = SimpleNamespace(name="images", image_size=(32, 32), channels=3, n_classes=10)
+    experiment = make_experiment({"name": "x", "search": {"searcher": {"kind": "grid"}}}, "here")
+    with pytest.raises(ExperimentError, match=r"search\.searcher: .* only up to 100000 can be listed; choose another"):
+        experiment.build_space(images)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from hanax.experiments._confirmed import Certified
 from hanax.experiments._report import (
     WINNER_COLUMNS,
     DatasetSummary,
@@ -38,6 +39,7 @@ from hanax.searchers import Constraint
 
 WEIRD = '<img src=x onerror="alert(1)"> & $x_1$ "q" \N{SNOWMAN} \U0001f9ea </script>'
 CARD = PredictorCard(120, 0.98, 0.9, 0.031, 0.83, 0.97, 0.9, 0.91, 0.04, "ms")
+CERTIFICATE = "The search found 99.9 % of the hypervolume."
 SETTINGS = {"resolution": 28, "stage1.depth": 2, "stage1.block1.kernel_size": 3, "stage1.block2.kernel_size": 5}
 
 
@@ -106,7 +108,8 @@ def device_report(
     )
     history = pd.DataFrame({"evaluations": [100, 200], "hypervolume": [0.1, 0.2], "diversity": [0.9, np.nan]})
     limits = (Constraint("latency_ms", 0.6, None, "ms"),)
-    report = DeviceReport(name, "f00d", table, (), CARD, limits, searched, history, pd.DataFrame(winners))
+    frame = pd.DataFrame(winners)
+    report = DeviceReport(name, "f00d", table, (), CARD, limits, searched, history, CERTIFICATE, frame)
     return replace(report, **changes)
 
 
@@ -194,6 +197,19 @@ def test_the_page_loads_nothing_from_outside_and_forbids_it(tmp_path: Path) -> N
     assert html.count("* plotly.js v") == 1
 
 
+def test_a_hypervolume_that_never_changes_has_a_scale_of_its_own(tmp_path: Path) -> None:
+    history = pd.DataFrame({"evaluations": [100, 200], "hypervolume": [0.01, 0.01], "diversity": [3.0, 4.0]})
+    figures = page(report_data(device_report(history=history)), tmp_path).figures
+    assert figures["hypervolume-0"]["layout"]["yaxis"]["range"] == [0, 0.02]
+    assert "range" not in figures["diversity-0"]["layout"]["yaxis"]
+
+
+def test_the_certificate_of_every_device_is_said_in_its_sentence(tmp_path: Path) -> None:
+    seen = page(report_data(device_report("first"), device_report("second", certificate="Not known.")), tmp_path)
+    text = " ".join(seen.text.split())
+    assert f"first: {CERTIFICATE}" in text and "second: Not known." in text
+
+
 def test_every_net_of_every_device_is_listed_with_its_settings(tmp_path: Path) -> None:
     seen = page(report_data(device_report("first"), device_report("second")), tmp_path)
     for net in WINNERS:
@@ -228,6 +244,15 @@ def test_a_broken_limit_is_named(tmp_path: Path) -> None:
     late = winner("0.1.1", 0.59, 0.61, 0.91, missed=True)
     seen = page(report_data(device_report(winners=[late])), tmp_path)
     assert "Missed predicted 3.3 % too low; breaks the limit of latency at most 0.6 ms" in seen.row("net 1")
+
+
+def test_a_limit_certified_by_prediction_says_how_many_candidates_kept_it(tmp_path: Path) -> None:
+    limit = Constraint("latency_ms", 0.6, None, "ms", probability=0.95)
+    device = device_report(constraints=(limit,), certified=(Certified(limit, 22, 24),))
+    text = " ".join(page(report_data(device), tmp_path).text.split())
+    assert "Limits: latency at most 0.6 ms with probability 0.95." in text
+    kept = "latency at most 0.6 ms with probability 0.95: 22 of 24 candidates keep it when measured (92 %,"
+    assert f"Certified by prediction: {kept}" in text
 
 
 def test_what_was_not_measured_says_so_and_is_not_drawn(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from command_line import CommandLine
 
 from hanax.devices.public import HELP_SPLITS
 from hanax.experiments._latency_benchmark import HiddenDevice, LatencyData, spearman
+from hanax.experiments._reproduce_exact import reproduce_exact
 from hanax.experiments._reproduce_latency import TASKS, _Results, reproduce_atlas
 from hanax.experiments._reproduction import Reproduction, Row
 
@@ -105,10 +106,22 @@ def test_a_device_of_the_atlas_is_predicted_from_other_runtimes() -> None:
     assert len(said) >= 10
 
 
+def test_evolution_is_measured_against_the_exact_front(shared_data, monkeypatch) -> None:
+    folder = shared_data("dynas-t")
+    monkeypatch.setattr("hanax.experiments._reproduce_exact.EVALUATIONS", 300)
+    monkeypatch.setattr("hanax.experiments._reproduce_exact.RESOLUTIONS", ((224,),))
+    result = reproduce_exact(folder.parent, 1, lambda text: None)
+    figures = {row.metric: row.ours for row in result.rows}
+    assert figures["fit_residual_1_resolution"] < 0.01
+    assert figures["exact_points_1_resolution"] > 1000
+    assert 0 < figures["nsga2_hypervolume_gap_1_resolution"] < 50
+    assert 0 < figures["nsga2_accuracy_gap_1_resolution"] < 5
+
+
 def test_without_a_name_the_experiments_are_listed(command_line: CommandLine, tmp_path: Path) -> None:
     status, output = command_line.run("reproduce", cwd=tmp_path)
     assert status == 0
-    for name in ("help-nb201", "help-fbnet", "nasflat", "atlas"):
+    for name in ("help-nb201", "nasflat", "atlas", "exact-front", "ofa-search", "nb201-pareto", "macro-accuracy"):
         assert name in output
 
 

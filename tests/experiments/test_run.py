@@ -35,6 +35,17 @@ def predicted_front(run: Path) -> pd.DataFrame:
     return searched[searched["on_front"]].reset_index(drop=True)
 
 
+def test_the_front_of_a_run_is_certified_to_be_the_exact_one(tiny_run: TinyRun) -> None:
+    search = tiny_run.folder / "stages" / "search" / "onnxruntime-fp32"
+    certificate = json.loads((search / "certificate.json").read_text())
+    assert certificate["additive"] and certificate["warm_start"]
+    assert abs(certificate["gap_hypervolume"]) < 1e-9 and abs(certificate["gap_loss"]) < 1e-9
+    assert certificate["n_exact"] >= 1
+    assert "and ended with 100 % of its hypervolume; at no latency budget" in certificate["sentence"]
+    assert certificate["sentence"] in (tiny_run.folder / "report.html").read_text()
+    assert certificate["sentence"] in " ".join(tiny_run.output.split())
+
+
 def test_a_run_leaves_a_report_a_front_and_models_that_do_what_the_table_says(tiny_run: TinyRun) -> None:
     import onnxruntime
     from sklearn.datasets import load_digits
@@ -47,6 +58,10 @@ def test_a_run_leaves_a_report_a_front_and_models_that_do_what_the_table_says(ti
     assert (folder / "devices" / "onnxruntime-fp32" / "front.png").read_bytes().startswith(b"\x89PNG")
     facts = json.loads((folder / "stages" / "data" / "data.json").read_text())
     assert facts["n_classes"] == len(load_digits().target_names)
+    searched = pd.read_parquet(folder / "stages" / "search" / "onnxruntime-fp32" / "searched.parquet")
+    assert (searched["latency_ms_p90"] >= searched["latency_ms"]).all()
+    n = int(searched["on_front"].sum())
+    assert f"{min(n, 4)} of {min(n, 4)} candidates keep it when measured (100 %" in (folder / "report.html").read_text()
     for row in winners.to_dict("records"):
         model = folder / row["model_path"]
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])

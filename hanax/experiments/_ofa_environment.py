@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
+import importlib
+import os
 import sys
-import venv
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 REQUIREMENTS = ("ofa==0.1.0.post202307202001", "torch==2.13.0", "numpy", "pillow", "tqdm", "pyyaml")
-DEFAULT_DIRECTORY = Path.home() / ".cache/hanax/ofa-env"
+DEFAULT_DIRECTORY = Path(os.environ.get("HANAX_CACHE") or Path.home() / ".cache" / "hanax") / "ofa-env"
 
 
 def prepare_environment(directory: Path) -> Path:
@@ -18,15 +19,13 @@ def prepare_environment(directory: Path) -> Path:
     pip decides which build of torch that is; for the small CPU build, let ``PIP_EXTRA_INDEX_URL`` name an index of it.
 
     Raises:
-        SystemExit: `directory` holds something other than a virtual environment.
+        ValueError: `directory` holds something other than a virtual environment.
+        RuntimeError: pip did not install `REQUIREMENTS`.
     """
-    if not (directory / "pyvenv.cfg").exists():
-        if directory.exists() and any(directory.iterdir()):
-            raise SystemExit(f"{directory} is not empty and not a virtual environment; give another --env")
-        venv.create(directory, with_pip=True)
-    python = directory / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True, stdout=sys.stderr)
-    return python
+    # Imported here because the processes of that environment read this file, too, and have no Hanax.
+    from hanax.experiments import _peer_environment
+
+    return _peer_environment.prepare_environment(directory, REQUIREMENTS)
 
 
 def stub_missing_modules() -> None:
@@ -48,17 +47,17 @@ def stub_missing_modules() -> None:
     stub("torch._six", string_classes=(str, bytes))
 
 
-def count(net: object, resolution: int) -> tuple[int, int]:
+def count(net: Any, resolution: int) -> tuple[int, int]:
     """MACs for one image of `resolution` pixels and parameters of the torch module `net`.
 
     MACs are counted by forward hooks on every nn.Conv2d and nn.Linear, so `net` must be static.
     """
-    import torch
+    torch = importlib.import_module("torch")
 
     assert isinstance(net, torch.nn.Module)
     macs = 0
 
-    def add(layer: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+    def add(layer: Any, _: object, output: Any) -> None:
         nonlocal macs
         macs += output.numel() * layer.weight[0].numel()
 
