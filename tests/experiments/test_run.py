@@ -35,13 +35,12 @@ def predicted_front(run: Path) -> pd.DataFrame:
     return searched[searched["on_front"]].reset_index(drop=True)
 
 
-def test_the_front_of_a_run_is_certified_to_be_the_exact_one(tiny_run: TinyRun) -> None:
+def test_a_run_says_in_report_and_table_why_its_front_cannot_be_certified(tiny_run: TinyRun) -> None:
+    """Its limit is certified: it bounds a quantile, which does not add up over blocks."""
     search = tiny_run.folder / "stages" / "search" / "onnxruntime-fp32"
     certificate = json.loads((search / "certificate.json").read_text())
-    assert certificate["additive"] and certificate["warm_start"]
-    assert abs(certificate["gap_hypervolume"]) < 1e-9 and abs(certificate["gap_loss"]) < 1e-9
-    assert certificate["n_exact"] >= 1
-    assert "and ended with 100 % of its hypervolume; at no latency budget" in certificate["sentence"]
+    assert certificate["additive"] is None and not certificate["warm_start"]
+    assert "there is a constraint on latency_ms_p90, which is no objective" in certificate["sentence"]
     assert certificate["sentence"] in (tiny_run.folder / "report.html").read_text()
     assert certificate["sentence"] in " ".join(tiny_run.output.split())
 
