@@ -38,9 +38,10 @@ def main() -> None:
     if arguments.inside:
         arguments.out.write_text(as_json(reference_figures()))
         return
+    from hanax._files import cache_folder
     from hanax.experiments import _ofa_environment
 
-    python = _ofa_environment.prepare_environment(arguments.env or _ofa_environment.DEFAULT_DIRECTORY)
+    python = _ofa_environment.prepare_environment(arguments.env or cache_folder() / _ofa_environment.FOLDER)
     environment = dict(os.environ) | {"PYTHONPATH": str(Path(_ofa_environment.__file__).parent)}
     subprocess.run([python, __file__, "--inside", "--out", arguments.out], env=environment, check=True)
 

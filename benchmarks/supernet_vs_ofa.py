@@ -42,8 +42,9 @@ from typing import Any
 
 from _workload import BATCH_SIZE, SEED, draw_net, draw_nets, draw_population, draw_steps
 
+from hanax._files import cache_folder
 from hanax.experiments import _ofa_environment
-from hanax.experiments._ofa_environment import DEFAULT_DIRECTORY, prepare_environment
+from hanax.experiments._ofa_environment import FOLDER, prepare_environment
 
 HERE = Path(__file__).resolve().parent
 EXPECTED_MACS = {"largest": 38_940_416, "smallest": 7_390_976}
@@ -85,7 +86,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--quick", action="store_true", help="one short round of everything")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each kind of work; 7 or 3 by default")
-    parser.add_argument("--env", type=Path, default=DEFAULT_DIRECTORY, help="virtual environment with ofa and torch")
+    parser.add_argument(
+        "--env", type=Path, default=cache_folder() / FOLDER, help="virtual environment with ofa and torch"
+    )
     parser.add_argument("--threads", type=int, default=2, help="cores that both sides get")
     arguments = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))

@@ -64,7 +64,10 @@ def search(
     ] = None,
     searcher: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="nsga2 (the fast one), or a sampler of Optuna: optuna-nsga2, tpe, random..."),
+        typer.Option(
+            metavar="NAME",
+            help="nsga2, or an Optuna sampler: linas (few evaluations), evolution, optuna-nsga2, tpe, random.",
+        ),
     ] = None,
     evaluations: Annotated[
         int | None, typer.Option(min=1, help="Networks to consider; in a study, over all who work on it.")

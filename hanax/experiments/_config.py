@@ -381,6 +381,10 @@ AnySearcher = Nsga2Config | OptunaConfig | RandomConfig | GridConfig | LocalConf
 SEARCHER_KINDS = tuple(option.model_fields["kind"].default for option in typing.get_args(AnySearcher))
 
 
+LINAS_EVALUATIONS = 1000
+"""Up to which a run may search with ``linas``, whose models take longer the more there are."""
+
+
 class SearchConfig(Strict):
     """The search on the predictors, and how much of its front is confirmed by measurement.
 
@@ -399,6 +403,15 @@ class SearchConfig(Strict):
     objectives: tuple[Cost, ...] = Field(default=("accuracy", "latency_ms"), min_length=1)
     constraints: tuple[ConstraintConfig, ...] = ()
     candidates: int = Field(default=24, ge=1)
+
+    @model_validator(mode="after")
+    def _can_end(self) -> SearchConfig:
+        if getattr(self.searcher, "sampler", None) == "linas" and self.evaluations > LINAS_EVALUATIONS:
+            raise ValueError(
+                f"sampler linas fits models of all evaluations anew every few of them, which takes hours for "
+                f"{self.evaluations}; set evaluations to at most {LINAS_EVALUATIONS}, or take another searcher"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weighs_every_objective(self) -> SearchConfig:

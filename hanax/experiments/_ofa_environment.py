@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 REQUIREMENTS = ("ofa==0.1.0.post202307202001", "torch==2.13.0", "numpy", "pillow", "tqdm", "pyyaml")
-DEFAULT_DIRECTORY = Path(os.environ.get("HANAX_CACHE") or Path.home() / ".cache" / "hanax") / "ofa-env"
+FOLDER = "ofa-env"
+"""Name of the environment in the cache of Hanax."""
 
 
 def prepare_environment(directory: Path) -> Path:

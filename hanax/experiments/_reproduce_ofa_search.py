@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hanax._files import cache_folder
 from hanax.devices import DeviceProfile, Roofline
-from hanax.experiments._ofa_environment import DEFAULT_DIRECTORY, prepare_environment
+from hanax.experiments._ofa_environment import FOLDER, prepare_environment
 from hanax.experiments._reproduction import Reproduction, Row
 from hanax.search_spaces import INPUT, RESOLUTION, Arch, MBConv, SearchSpace, Shape, graph_features, mobilenet_v3
 from hanax.searchers import BlockTable, ConstrainedEvolution, OneHotMlp, block_table, one_hot_mlp
@@ -91,7 +92,7 @@ def reproduce_ofa_search(data: Path, quick: bool, say: Say) -> Reproduction:
     budgets = _budgets(predictors, predictors.latency_on(middle))
     one, compile_s = _compiled(predictors, predictors.latency_on(middle), budgets[:1], generations)
     say("preparing the environment of ofa")
-    python = prepare_environment(DEFAULT_DIRECTORY)
+    python = prepare_environment(cache_folder() / FOLDER)
     with tempfile.TemporaryDirectory(prefix="ofa-search.") as folder:
         write_for_peer(predictors, Path(folder))
         with Peer.start(python, Path(folder)) as peer:

@@ -8,11 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanax.searchers._domain import Domain
+from hanax.searchers._enumerate import ENUMERABLE
 from hanax.searchers._memory import ROUNDS, row_keys
 from hanax.searchers._problem import Codes
-
-LISTABLE = 100_000
-"""Combinations of options that a domain may have to be listed in full."""
 
 
 def unchanged(codes: Codes) -> Codes:
@@ -38,7 +36,7 @@ def draw_unseen(domain: Domain, rng: np.random.Generator, n: int, known: Set[byt
                 found.setdefault(key)
         if len(found) == n:
             break
-    if len(found) < n and np.prod(domain.counts.astype(np.float64)) <= LISTABLE:
+    if len(found) < n and np.prod(domain.counts.astype(np.float64)) <= ENUMERABLE:
         for key in row_keys(rng.permutation(domain.canonical(every_combination(domain)))):
             if key not in known and len(found) < n:
                 found.setdefault(key)

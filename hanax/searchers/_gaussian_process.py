@@ -29,8 +29,11 @@ ADDITIVE = (0, 5)
 PARTS = 6
 PRIOR_WEIGHTS = (0.4, 0.3, 0.4, 0.3, 0.2, 0.4)
 PRIOR_NOISE = 0.01
+"""Share of a cost's variance."""
 JITTER = 1e-5
+"""Least noise, which keeps the covariance of equal networks invertible."""
 WARP = 0.3
+"""Standard deviations from the least cost down to the bound that a logarithm is taken from."""
 CAUTION = 2.0
 """Factor of all spreads: a search goes where the model errs the most, further than leave-one-out errors say."""
 FARTHEST = 5.0

@@ -58,11 +58,6 @@ def random_words(xp: ModuleType, shape: tuple[int, ...], seed: int, stream: int,
     return xp.stack(pairs, axis=-1).reshape(-1)[:size].reshape(shape)
 
 
-def uniforms(xp: ModuleType, words: Array) -> Array:
-    """Float32 numbers in [0, 1), multiples of 2^-24, one per word."""
-    return (words >> 8).astype(xp.float32) * xp.float32(2.0**-24)
-
-
 def happens(xp: ModuleType, words: Array, thresholds: Array) -> Array:
     """True with the probabilities that `thresholds` (see `threshold`) stand for; reads the upper 24 bits of `words`."""
     return (words >> 8) < thresholds

@@ -182,6 +182,7 @@ def test_baselines_are_chosen_by_their_kind(searcher: dict[str, object], name: s
         ({"kind": "reinforce", "weights": [1.0]}, r"a weight for each of accuracy, latency_ms; given: \[1\.0\]"),
         ({"kind": "aging", "sample": 200}, "sample is at most the population of 100; given: 200"),
         ({"kind": "local", "start": 3}, r"search\.searcher\.start: unknown key; did you mean 'starts'\?"),
+        ({"kind": "optuna", "sampler": "linas"}, "which takes hours for 5000; set evaluations to at most 1000"),
         ({"kind": "greedy"}, "'random', 'grid', 'local', 'aging', 'reinforce'"),
     ],
 )

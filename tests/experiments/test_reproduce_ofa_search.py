@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hanax._files import cache_folder
 from hanax.devices import code_costs
 from hanax.experiments import _ofa_environment
 from hanax.experiments._reproduce_ofa_search import (
@@ -95,7 +96,7 @@ def test_a_worker_that_cannot_start_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_ofa_package_predicts_the_same_and_searches(predictors, folder) -> None:
-    python = _ofa_environment.DEFAULT_DIRECTORY / "bin" / "python"
+    python = cache_folder() / _ofa_environment.FOLDER / "bin" / "python"
     if not python.exists():
         pytest.skip(f"{python} does not exist; `hanax reproduce ofa-search` makes the environment of ofa")
     budget_ms = float(np.median(predictors.latency_on(MIDDLE)(predictors.space.sample(np.random.default_rng(3), 99))))
