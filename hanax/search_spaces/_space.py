@@ -47,6 +47,10 @@ class Decision:
     when: Condition | None = None
 
 
+Precision = tuple[int, int]
+"""Number formats of weights and of activations, see ``_precision.py``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One place of the network, in order: a block and the decisions that set its elastic parameters.
@@ -55,20 +59,24 @@ class Slot:
         settings: For each elastic parameter of `block`, in its order, the name of the decision that sets it, or its
             fixed value.
         when: The block exists only where this holds; always, if None.
+        precision: The names of the decisions that set the number formats of the block's weights and activations, or
+            the formats; None if the block computes in floating point.
     """
 
     name: str
     block: Block
     settings: tuple[str | int, ...] = ()
     when: Condition | None = None
+    precision: tuple[str | int, str | int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedBlock:
-    """An active slot of one architecture with the values of its elastic parameters."""
+    """An active slot of one architecture with the values of its elastic parameters, and its number formats if any."""
 
     slot: Slot
     choice: Choice
+    precision: Precision | None = None
 
 
 RESOLUTION = "resolution"
@@ -121,6 +129,9 @@ class SearchSpace:
                     raise ValueError(
                         f"{self.name}: {setting} offers {options}; {parameter} of {slot.name} takes {offered}"
                     )
+            for setting in slot.precision or ():
+                if isinstance(setting, str) and setting not in seen:
+                    raise ValueError(f"{self.name}: precision of {slot.name} is set by {setting!r}, no decision")
 
     def _check_condition(self, owner: str, when: Condition | None, seen: dict[str, Decision]) -> None:
         if when is None:
@@ -148,6 +159,7 @@ class SearchSpace:
                     "block": [type(slot.block).__name__, dataclasses.asdict(slot.block)],
                     "settings": slot.settings,
                     "when": slot.when and dataclasses.asdict(slot.when),
+                    **({} if slot.precision is None else {"precision": slot.precision}),
                 }
                 for slot in self.slots
             ],
@@ -365,8 +377,18 @@ class SearchSpace:
             ValueError: `arch` is not of this space.
         """
         chosen = self.options_of(arch)
+
+        def values(settings: tuple[str | int, ...]) -> tuple[int, ...]:
+            return tuple(setting if isinstance(setting, int) else chosen[setting] for setting in settings)
+
+        def precision(slot: Slot) -> Precision | None:
+            if slot.precision is None:
+                return None
+            weights, activations = values(slot.precision)
+            return weights, activations
+
         return [
-            PlacedBlock(slot, tuple(s if isinstance(s, int) else chosen[s] for s in slot.settings))
+            PlacedBlock(slot, values(slot.settings), precision(slot))
             for slot in self.slots
             if slot.when is None or chosen.get(slot.when.decision) in slot.when.options
         ]

@@ -14,6 +14,18 @@ from hanax.supernet._chain import (
 from hanax.supernet._depthwise import depthwise
 from hanax.supernet._evaluate import Evaluator, slice_weights, supernet_fingerprint
 from hanax.supernet._execution import Execution, choose_execution
+from hanax.supernet._fake_quant import (
+    Calibration,
+    activation_range,
+    activation_scale,
+    kernel_scale,
+    largest_value,
+    learned_factor,
+    quantize,
+    quantize_activation,
+    quantize_kernel,
+    round_to_format,
+)
 from hanax.supernet._image_files import load_images
 from hanax.supernet._images import (
     DataError,
@@ -30,6 +42,7 @@ from hanax.supernet._ncnn import to_ncnn
 from hanax.supernet._onnx import ExportMismatchError, check_onnx, run_onnx, to_onnx
 from hanax.supernet._parallel import Parallel
 from hanax.supernet._quantize_onnx import quantize_onnx, quantize_onnx_dynamically
+from hanax.supernet._quantized_blocks import apply_quantized
 from hanax.supernet._racing import Outcome
 from hanax.supernet._recipe import Phase, Recipe, n_steps, phases
 from hanax.supernet._stablehlo import to_mlir, to_stablehlo
@@ -42,6 +55,7 @@ from hanax.supernet._weights import UncalibratedError, Weights, check_weights, f
 
 __all__ = [
     "Augmentation",
+    "Calibration",
     "DataError",
     "DivergedError",
     "Evaluator",
@@ -60,7 +74,10 @@ __all__ = [
     "Subnet",
     "UncalibratedError",
     "Weights",
+    "activation_range",
+    "activation_scale",
     "apply_block",
+    "apply_quantized",
     "augment",
     "backward_along",
     "check_onnx",
@@ -74,6 +91,9 @@ __all__ = [
     "init_params",
     "keep_compiled_code",
     "keep_freed_memory",
+    "kernel_scale",
+    "largest_value",
+    "learned_factor",
     "load_images",
     "load_supernet",
     "masked_logits",
@@ -82,11 +102,15 @@ __all__ = [
     "normalise",
     "phases",
     "prepare",
+    "quantize",
+    "quantize_activation",
+    "quantize_kernel",
     "quantize_onnx",
     "quantize_onnx_dynamically",
     "random_weights",
     "release_freed_memory",
     "resize",
+    "round_to_format",
     "run_onnx",
     "shared_work",
     "slice_weights",

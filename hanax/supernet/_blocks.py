@@ -91,7 +91,7 @@ def _is_static(value: ElasticValue) -> bool:
     return isinstance(value, int)
 
 
-def _limit(x: Array, count: ElasticValue) -> Array:
+def limit(x: Array, count: ElasticValue) -> Array:
     """`x` with all but the first `count` channels zero; nothing to do where the slice was static."""
     if _is_static(count):
         return x
@@ -170,6 +170,16 @@ def elastic_kernel(block: MBConv, depthwise_params: Mapping[str, Array], kernel_
     return jax.lax.select_n(index, *embedded) if len(embedded) > 1 else embedded[0]
 
 
+def elastic_mid(block: MBConv, expand_ratio: ElasticValue) -> ElasticValue:
+    """Channels of the depthwise convolution."""
+    return _look_up(expand_ratio, block.expand_ratios, [block.mid_channels(ratio) for ratio in block.expand_ratios])
+
+
+def elastic_squeeze(block: MBConv, expand_ratio: ElasticValue) -> ElasticValue:
+    """Channels between the two squeeze-excite convolutions."""
+    return _look_up(expand_ratio, block.expand_ratios, [block.squeeze_channels(ratio) for ratio in block.expand_ratios])
+
+
 def _mbconv_weights(block: MBConv, params: BlockParams, choice: tuple[ElasticValue, ...]) -> BlockParams:
     kernel_size, expand_ratio = choice
     # Masks leave the arrays whole; static values take leading slices.
@@ -203,8 +213,6 @@ def _apply_mbconv(
     block: MBConv, weights: BlockParams, x: Array, choice: tuple[ElasticValue, ...], norms: Norms
 ) -> tuple[Array, dict[str, Statistics]]:
     kernel_size, expand_ratio = choice
-    ratios = block.expand_ratios
-    mid = _look_up(expand_ratio, ratios, [block.mid_channels(ratio) for ratio in ratios])
     statistics: dict[str, Statistics] = {}
 
     def normed(name: str, y: Array, activation: Activation = "none") -> Array:
@@ -217,10 +225,12 @@ def _apply_mbconv(
         y = normed("expand", pointwise(y, weights["expand"]["kernel"]), block.activation)
     y = depthwise(y, weights["depthwise"]["kernel"], block.stride, kernel_size)
     y = normed("depthwise", y, block.activation)
-    y = _limit(y, mid)  # after the activation: the offset of the batch norm revives what was zero before it
+    y = limit(
+        y, elastic_mid(block, expand_ratio)
+    )  # after the activation: the offset of the batch norm revives what was zero before it
     if block.has_squeeze_excite:
-        squeeze = _look_up(expand_ratio, ratios, [block.squeeze_channels(ratio) for ratio in ratios])
-        y = y * _squeeze_excite(weights, y.mean(axis=(1, 2)), squeeze)[:, None, None, :]
+        gate = _squeeze_excite(weights, y.mean(axis=(1, 2)), elastic_squeeze(block, expand_ratio))
+        y = y * gate[:, None, None, :]
     y = normed("project", pointwise(y, weights["project"]["kernel"]))
     return (x + y if block.has_residual else y), statistics
 
@@ -228,7 +238,7 @@ def _apply_mbconv(
 def _squeeze_excite(weights: BlockParams, pooled: Float[Array, "c n"], squeeze: ElasticValue) -> Float[Array, "c n"]:
     """Gate per channel and image (Hu et al., 2018, arXiv:1709.01507), with MobileNetV3's hard sigmoid."""
     reduce, expand = weights["se.reduce"], weights["se.expand"]
-    hidden = _limit(activate(reduce["kernel"] @ pooled + reduce["bias"][:, None], "relu"), squeeze)
+    hidden = limit(activate(reduce["kernel"] @ pooled + reduce["bias"][:, None], "relu"), squeeze)
     return activate(expand["kernel"] @ hidden + expand["bias"][:, None], "hsigmoid")
 
 

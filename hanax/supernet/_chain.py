@@ -22,11 +22,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, UInt8
 
-from hanax.search_spaces import INPUT, RESOLUTION, Arch, Block, PlacedBlock, SearchSpace
+from hanax.search_spaces import INPUT, INT8, RESOLUTION, Arch, Block, PlacedBlock, SearchSpace
 from hanax.supernet._backend import release_freed_memory
 from hanax.supernet._blocks import BlockParams, ElasticValue, Norms, net_of
+from hanax.supernet._fake_quant import Calibration
 from hanax.supernet._layers import Statistics
 from hanax.supernet._precision import ComputeDtype, apply_block_in
+from hanax.supernet._quantized_blocks import STEPS, apply_quantized, initial_steps
 
 Params = dict[str, BlockParams]
 """Slot name -> weights of its block at its largest."""
@@ -38,7 +40,11 @@ Progress = Callable[[int, int], None]
 def init_params(space: SearchSpace, seed: int) -> Params:
     """Fresh weights of the supernet of `space`, drawn with numpy: `jax.random` would compile once per shape."""
     rng = np.random.default_rng(seed)
-    return {slot.name: net_of(slot.block).init(slot.block, rng) for slot in space.slots}
+    params = {slot.name: net_of(slot.block).init(slot.block, rng) for slot in space.slots}
+    for slot in space.slots:
+        if slot.precision is not None:
+            params[slot.name][STEPS] = initial_steps(slot.block)
+    return params
 
 
 @partial(jax.jit, static_argnames=("side",))
@@ -57,17 +63,30 @@ Split = tuple[tuple[int | None, ...], tuple[Array, ...]]
 
 
 def _split_choice(placed: PlacedBlock, height: int) -> Split:
-    """The choice as its static part (None where traced) and its traced values."""
+    """The choice as its static part (None where traced) and its traced values, last of all the precision, if any."""
     flags = net_of(placed.slot.block).is_data(placed.slot.block, height)
     static = tuple(None if is_data else value for value, is_data in zip(placed.choice, flags, strict=True))
-    return static, tuple(
-        jnp.asarray(value, jnp.int32) for value, is_data in zip(placed.choice, flags, strict=True) if is_data
-    )
+    data = [value for value, is_data in zip(placed.choice, flags, strict=True) if is_data]
+    return static, tuple(jnp.asarray(value, jnp.int32) for value in (*data, *(placed.precision or ())))
 
 
-def _merge_choice(static: tuple[int | None, ...], traced: tuple[Array, ...]) -> tuple[ElasticValue, ...]:
+def _apply(
+    dtype: ComputeDtype,
+    block: Block,
+    static: tuple[int | None, ...],
+    params: BlockParams,
+    x: Array,
+    traced: tuple[Array, ...],
+    norms: Norms,
+    calibration: Calibration = "minmax",
+) -> tuple[Array, dict[str, Statistics]]:
+    """The block with the choice and the precision that `_split_choice` took apart."""
     values = iter(traced)
-    return tuple(next(values) if value is None else value for value in static)
+    choice: tuple[ElasticValue, ...] = tuple(next(values) if value is None else value for value in static)
+    precision = tuple(values)
+    if not precision:
+        return apply_block_in(dtype, block, params, x, choice, norms)
+    return apply_quantized(block, params, x, choice, (precision[0], precision[1]), norms, calibration)
 
 
 @partial(jax.jit, static_argnames=("block", "static", "is_first", "dtype"))
@@ -81,7 +100,7 @@ def _forward(
     dtype: ComputeDtype,
 ) -> tuple[Array, Any]:
     def apply(params: BlockParams, x: Array) -> Array:
-        return apply_block_in(dtype, block, params, x, _merge_choice(static, traced), x.shape[-1])[0]
+        return _apply(dtype, block, static, params, x, traced, x.shape[-1])[0]
 
     if is_first:  # nobody needs the gradient of the images
         return jax.vjp(lambda params: apply(params, x), params)
@@ -94,7 +113,7 @@ def _backward(vjp: Any, dy: Array, accumulated: BlockParams) -> tuple[BlockParam
     return jax.tree.map(jnp.add, accumulated, gradient), tuple(rest)
 
 
-@partial(jax.jit, static_argnames=("block", "static", "n_statistics", "dtype"))
+@partial(jax.jit, static_argnames=("block", "static", "n_statistics", "dtype", "calibration"))
 def _evaluate(
     block: Block,
     static: tuple[int | None, ...],
@@ -104,9 +123,10 @@ def _evaluate(
     n_statistics: int | None,
     statistics: dict[str, Statistics] | None,
     dtype: ComputeDtype,
+    calibration: Calibration,
 ) -> tuple[Array, dict[str, Statistics]]:
     norms: Any = n_statistics if statistics is None else statistics
-    return apply_block_in(dtype, block, params, x, _merge_choice(static, traced), norms)
+    return _apply(dtype, block, static, params, x, traced, norms, calibration)
 
 
 @partial(jax.jit, static_argnames=("blocks", "dtype"))
@@ -115,7 +135,8 @@ def _forward_whole(blocks: tuple[PlacedBlock, ...], params: Params, x: Array, dt
         y = x
         for placed in blocks:
             slot = placed.slot
-            y, _ = apply_block_in(dtype, slot.block, params[slot.name], y, placed.choice, y.shape[-1])
+            precision = tuple(jnp.asarray(code, jnp.int32) for code in placed.precision or ())
+            y, _ = _apply(dtype, slot.block, placed.choice, params[slot.name], y, precision, y.shape[-1])
         return y
 
     return jax.vjp(apply, params)
@@ -174,18 +195,27 @@ def backward_along(tape: Tape, dlogits: Float[Array, "n classes"], gradient: Par
 
 
 def evaluate_block(
-    placed: PlacedBlock, params: Params, x: Float[Array, "c h w n"], norms: Norms, *, dtype: ComputeDtype = "float32"
+    placed: PlacedBlock,
+    params: Params,
+    x: Float[Array, "c h w n"],
+    norms: Norms,
+    *,
+    dtype: ComputeDtype = "float32",
+    calibration: Calibration = "minmax",
 ) -> tuple[Array, dict[str, Statistics]]:
     """Output of one block in evaluation, and the batch-norm statistics per operator that normalised it.
+
+    A block with a precision is quantized (and computed in float32); see `apply_quantized` for its further statistics.
 
     Args:
         norms: How many leading images the statistics come from, or the statistics found in an earlier pass.
         dtype: What the block computes in: float32, but for a frozen teacher, which is run as its students are.
+        calibration: How ranges of tensors that are quantized are found.
     """
     static, traced = _split_choice(placed, x.shape[1])
     n_statistics, statistics = (norms, None) if isinstance(norms, int) else (None, norms)
     result: tuple[Array, dict[str, Statistics]] = _evaluate(
-        placed.slot.block, static, params[placed.slot.name], x, traced, n_statistics, statistics, dtype
+        placed.slot.block, static, params[placed.slot.name], x, traced, n_statistics, statistics, dtype, calibration
     )
     return result
 
@@ -197,6 +227,7 @@ def compile_chain(
     *,
     n_statistics: int | None = None,
     n_given: int | None = None,
+    calibration: Calibration = "minmax",
     recurring: Sequence[Arch] = (),
     dtype: ComputeDtype = "float32",
     on_progress: Progress | None = None,
@@ -209,6 +240,7 @@ def compile_chain(
     Args:
         n_statistics: Leading images that batch-norm statistics come from.
         n_given: Also for later passes, over so many images, with the statistics of an earlier one.
+        calibration: How ranges of quantized tensors are found in evaluation.
         recurring: Subnets that get executables of their own for training.
         dtype: What training computes in.
     """
@@ -225,9 +257,10 @@ def compile_chain(
     def build(placed: PlacedBlock, x_shape: tuple[int, ...], is_first: bool) -> None:
         slot = placed.slot
         if n_statistics is not None:
-            y, found = evaluate_block(placed, params, _zeros(x_shape), n_statistics)
+            y, found = evaluate_block(placed, params, _zeros(x_shape), n_statistics, calibration=calibration)
             if n_given is not None:
-                y, _ = evaluate_block(placed, params, _zeros((*x_shape[:-1], n_given)), found)
+                given = _zeros((*x_shape[:-1], n_given))
+                y, _ = evaluate_block(placed, params, given, found, calibration=calibration)
             y.block_until_ready()
             return
         x = _zeros(x_shape, "float32" if is_first else dtype)
@@ -268,7 +301,7 @@ def _executables(space: SearchSpace, n_images: int) -> Iterator[tuple[PlacedBloc
         for position, slot in enumerate(space.slots):
             settings = [(s,) if isinstance(s, int) else options[s] for s in slot.settings]
             for choice in itertools.product(*settings):
-                placed = PlacedBlock(slot, choice)
+                placed = PlacedBlock(slot, choice, None if slot.precision is None else (INT8, INT8))
                 static, _ = _split_choice(placed, shape[1])
                 if (slot.block, static, shape) not in seen:
                     seen.add((slot.block, static, shape))

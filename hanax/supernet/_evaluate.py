@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from hanax.search_spaces import Arch, SearchSpace
 from hanax.supernet._blocks import Norms, net_of
 from hanax.supernet._chain import Params, Progress, compile_chain, evaluate_block, prepare
+from hanax.supernet._fake_quant import Calibration
 from hanax.supernet._images import Split
 from hanax.supernet._layers import Statistics
 from hanax.supernet._racing import OnScored, Outcome, Rules, best_rules, drawn_order, front_rules, hold_race, looks_of
@@ -38,13 +39,21 @@ class Evaluator:
         split: Calibration images come from its training part, images to score from its validation part.
         n_calibration: Training images that set the batch norms; the first ones, so every subnet sees the same.
         n_validation: Validation images to score on.
+        calibration: How the ranges of quantized tensors are found on the calibration images, see `activation_range`.
 
     Raises:
         ValueError: A count is below 1, or the split has fewer images than asked for.
     """
 
     def __init__(
-        self, space: SearchSpace, params: Params, split: Split, *, n_calibration: int, n_validation: int
+        self,
+        space: SearchSpace,
+        params: Params,
+        split: Split,
+        *,
+        n_calibration: int,
+        n_validation: int,
+        calibration: Calibration = "minmax",
     ) -> None:
         for name, wanted, there in (
             ("n_calibration", n_calibration, len(split.x_train)),
@@ -57,6 +66,7 @@ class Evaluator:
         self.split = split
         self.n_calibration = n_calibration
         self.n_validation = n_validation
+        self.calibration: Calibration = calibration
         self._validation: UInt8[np.ndarray, "n h w c"] = split.x_validation[:n_validation]
         self._images: UInt8[np.ndarray, "n h w c"] = np.concatenate([split.x_train[:n_calibration], self._validation])
         self._labels: Int[np.ndarray, " n"] = split.y_validation[:n_validation]
@@ -74,6 +84,7 @@ class Evaluator:
             self.n_calibration + n_scored,
             n_statistics=self.n_calibration,
             n_given=n_scored if n_scored < self.n_validation else None,
+            calibration=self.calibration,
             on_progress=on_progress,
         )
 
@@ -105,7 +116,7 @@ class Evaluator:
             for length in range(visit.n_shared, len(blocks)):
                 placed, path = blocks[length], visit.path[: length + 1]
                 if placed is not None:
-                    x, statistics = evaluate_block(placed, self.params, x, norms(path))
+                    x, statistics = evaluate_block(placed, self.params, x, norms(path), calibration=self.calibration)
                     if found is not None:
                         found[path] = statistics
                 if length + 1 in visit.branches:
@@ -238,7 +249,7 @@ class Evaluator:
         x = self._prepared(arch)
         statistics: dict[str, Statistics] = {}
         for placed in self.space.blocks(arch):
-            x, found = evaluate_block(placed, self.params, x, self.n_calibration)
+            x, found = evaluate_block(placed, self.params, x, self.n_calibration, calibration=self.calibration)
             statistics |= {f"{placed.slot.name}.{name}": values for name, values in found.items()}
         return np.asarray(x[self.n_calibration :]), statistics
 

@@ -17,6 +17,7 @@ from hanax.search_spaces import Condition, SearchSpace
 from hanax.supernet._blocks import ElasticValue
 from hanax.supernet._chain import Params
 from hanax.supernet._precision import ComputeDtype, apply_block_in
+from hanax.supernet._quantized_blocks import apply_quantized
 
 
 @partial(jax.jit, static_argnames=("space", "n_statistics", "dtype"))
@@ -44,6 +45,10 @@ def masked_logits(
 
     for slot in space.slots:
         choice: tuple[ElasticValue, ...] = tuple(s if isinstance(s, int) else option(s) for s in slot.settings)
-        y, _ = apply_block_in(dtype, slot.block, params[slot.name], x, choice, n_statistics)
+        if slot.precision is None:
+            y, _ = apply_block_in(dtype, slot.block, params[slot.name], x, choice, n_statistics)
+        else:
+            weights, activations = (s if isinstance(s, int) else option(s) for s in slot.precision)
+            y, _ = apply_quantized(slot.block, params[slot.name], x, choice, (weights, activations), n_statistics)
         x = y if slot.when is None else jnp.where(holds(slot.when), y, x)
     return x

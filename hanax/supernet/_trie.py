@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from hanax.search_spaces import INPUT, RESOLUTION, Arch, Choice, SearchSpace
 
 BlockPath = tuple[tuple[str, Choice], ...]
-"""`RESOLUTION` with its value, then slot name and choice of each block; equal beginnings compute the same values."""
+"""`RESOLUTION` with its value, then the name of each slot with its choice and precision; equal beginnings compute the
+same values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Visit:
 
 def block_path(space: SearchSpace, arch: Arch) -> BlockPath:
     """The path of `arch`."""
-    blocks = ((placed.slot.name, placed.choice) for placed in space.blocks(arch))
+    blocks = ((placed.slot.name, (*placed.choice, *(placed.precision or ()))) for placed in space.blocks(arch))
     return ((RESOLUTION, (space.resolution(arch),)), *blocks)
 
 

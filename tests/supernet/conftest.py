@@ -116,9 +116,9 @@ def blocks_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     n_images: list[int] = []
     compute = _evaluate.evaluate_block
 
-    def counting(placed: Any, params: Any, x: Any, norms: Any) -> Any:
+    def counting(placed: Any, params: Any, x: Any, norms: Any, **settings: Any) -> Any:
         n_images.append(x.shape[-1])
-        return compute(placed, params, x, norms)
+        return compute(placed, params, x, norms, **settings)
 
     monkeypatch.setattr(_evaluate, "evaluate_block", counting)
     return n_images
