@@ -10,6 +10,7 @@ from hanax.supernet._chain import (
     forward_with_tape,
     init_params,
     prepare,
+    with_steps,
 )
 from hanax.supernet._depthwise import depthwise
 from hanax.supernet._evaluate import Evaluator, slice_weights, supernet_fingerprint
@@ -124,4 +125,5 @@ __all__ = [
     "to_tflite_int8",
     "train_subnet",
     "train_supernet",
+    "with_steps",
 ]

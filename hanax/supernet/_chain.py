@@ -40,11 +40,22 @@ Progress = Callable[[int, int], None]
 def init_params(space: SearchSpace, seed: int) -> Params:
     """Fresh weights of the supernet of `space`, drawn with numpy: `jax.random` would compile once per shape."""
     rng = np.random.default_rng(seed)
-    params = {slot.name: net_of(slot.block).init(slot.block, rng) for slot in space.slots}
-    for slot in space.slots:
-        if slot.precision is not None:
-            params[slot.name][STEPS] = initial_steps(slot.block)
-    return params
+    return with_steps(space, {slot.name: net_of(slot.block).init(slot.block, rng) for slot in space.slots})
+
+
+def with_steps(space: SearchSpace, params: Params) -> Params:
+    """`params` with the learned steps that blocks of a quantized `space` have, where there are none yet.
+
+    So the weights of a float supernet become those of a quantized one, to which nothing was taught: post-training
+    quantization.
+    """
+    quantized = {slot.name: slot.block for slot in space.slots if slot.precision is not None}
+    return {
+        name: weights
+        if STEPS in weights or name not in quantized
+        else weights | {STEPS: initial_steps(quantized[name])}
+        for name, weights in params.items()
+    }
 
 
 @partial(jax.jit, static_argnames=("side",))
