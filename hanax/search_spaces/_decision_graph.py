@@ -21,8 +21,8 @@ def decision_graph(space: SearchSpace) -> Bool[np.ndarray, "m m"]:
     what node i feeds. It follows from the slots of the space:
 
     * The decisions of a slot stand in parallel (each reads what comes before the slot, and is read by what comes after
-      it), unless its block says otherwise (`CellBlock.flow`). So does the decision on whether the slot is there; where
-      it may be absent, what comes before it is read by what comes after it, too.
+      it), unless its block says otherwise (`CellBlock.flow`). So do the decisions about its precision, and the one on
+      whether the slot is there; where it may be absent, what comes before it is read by what comes after it, too.
     * Slots without decisions pass on what they read.
     * Slots that repeat decisions of earlier ones add what these feed within the block, and nothing that would lead back
       to them: fifteen equal cells make the graph of one.
@@ -64,6 +64,7 @@ def _flow(slot: Slot) -> list[Pair]:
         pairs = _cell_flow(slot.block, slot.settings)
     else:
         parallel = [setting for setting in slot.settings if isinstance(setting, str)]
+    parallel += [setting for setting in slot.precision or () if isinstance(setting, str)]
     if slot.when is not None:
         parallel.append(slot.when.decision)
     return pairs + [pair for name in parallel for pair in ((INPUT, name), (name, OUTPUT))]

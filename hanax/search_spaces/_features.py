@@ -18,11 +18,15 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from hanax.search_spaces._blocks import Block, Choice
-from hanax.search_spaces._graph import INPUT, Operator, Shape, live_operators, longest_path
-from hanax.search_spaces._space import RESOLUTION, Condition, SearchSpace, Slot
+from hanax.search_spaces._graph import INPUT, Operator, Shape, live_operators, longest_path, size_of
+from hanax.search_spaces._precision import format_bits, operator_precision
+from hanax.search_spaces._space import RESOLUTION, Condition, Precision, SearchSpace, Slot
 
-MAX_JOINT_SETTINGS = 64
+MAX_JOINT_SETTINGS = 256
 """Joint settings of a slot's decisions up to which each has a column of its own in `block_one_hot`."""
+
+PRECISION_SUMS = ("kernel_bits", "read_bits", "bit_operations")
+"""What `graph_features` adds for a space that decides about precision."""
 
 _work = attrgetter(*(field.name for field in fields(Operator) if field.name not in ("name", "inputs")))
 """All that decides what an operator costs: two that differ in their place only are the same."""
@@ -33,6 +37,9 @@ def graph_features(space: SearchSpace, codes: Int[np.ndarray, "n d"]) -> tuple[l
 
     ``macs``, ``params``, ``traffic_values``, ``operators``; per class of operator (see `operator_class`) its count and,
     where it has a kernel, its MACs. Blocks are lowered once per choice and input shape.
+
+    A space that decides about precision has `PRECISION_SUMS` too: the bits of all kernels, the bits that operators with
+    kernels read, and MACs times the bits of both factors.
     """
     classes = operator_classes(space)
     names = ["macs", "params", "traffic_values", "operators"]
@@ -60,7 +67,27 @@ def graph_features(space: SearchSpace, codes: Int[np.ndarray, "n d"]) -> tuple[l
                 row[index] += value
         return row
 
-    return names, fold_blocks(space, codes, summary, len(names))
+    sums = fold_blocks(space, codes, summary, len(names))
+    if not decides_precision(space):
+        return names, sums
+    in_bits = fold_precise_blocks(space, codes, _precision_sums, len(PRECISION_SUMS))
+    return [*names, *PRECISION_SUMS], np.concatenate([sums, in_bits], axis=1)
+
+
+def _precision_sums(ops: list[Operator], precision: Precision | None) -> list[float]:
+    kernel_bits = read_bits = bit_operations = 0.0
+    for op in ops:
+        if op.is_weighted:
+            weight_bits, activation_bits = map(format_bits, operator_precision(op, precision))
+            kernel_bits += math.prod(op.kernel_shape) * weight_bits
+            read_bits += size_of(op.in_shape) * activation_bits
+            bit_operations += op.macs * weight_bits * activation_bits
+    return [kernel_bits, read_bits, bit_operations]
+
+
+def decides_precision(space: SearchSpace) -> bool:
+    """Whether some block of `space` has number formats."""
+    return any(slot.precision is not None for slot in space.slots)
 
 
 def live_features(space: SearchSpace, codes: Int[np.ndarray, "n d"]) -> tuple[list[str], Float[np.ndarray, "n f"]]:
@@ -105,22 +132,47 @@ def fold_blocks(
         combine: ``np.add`` for what adds up over operators, ``np.maximum`` for the most of any block.
         reads_names: `summary` looks at the names of operators, so that equal blocks of different slots differ.
     """
+    return _fold(space, codes, lambda ops, _: summary(ops), width, combine, by_name=reads_names, by_precision=False)
+
+
+def fold_precise_blocks(
+    space: SearchSpace,
+    codes: Int[np.ndarray, "n d"],
+    summary: Callable[[list[Operator], Precision | None], ArrayLike],
+    width: int,
+    combine: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.add,
+) -> Float[np.ndarray, "n f"]:
+    """As `fold_blocks`, for a `summary` of a block that also depends on its number formats (None: it has none)."""
+    return _fold(space, codes, summary, width, combine, by_name=False, by_precision=True)
+
+
+def _fold(
+    space: SearchSpace,
+    codes: Int[np.ndarray, "n d"],
+    summary: Callable[[list[Operator], Precision | None], ArrayLike],
+    width: int,
+    combine: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    *,
+    by_name: bool,
+    by_precision: bool,
+) -> Float[np.ndarray, "n f"]:
     sides = space.decisions[space.column(RESOLUTION)].options
     number_of = {(space.image_channels, side, side): number for number, side in enumerate(sides)}
     shape_number = codes[:, space.column(RESOLUTION)].astype(np.int64)
     active = space.active(codes)
     folded = np.zeros((len(codes), width))
-    known: dict[tuple[object, Choice, Shape], tuple[Any, int]] = {}
+    known: dict[tuple[object, Choice, Precision | None, Shape], tuple[Any, int]] = {}
 
-    def summarised(slot: Slot, choice: Choice, shape: Shape) -> tuple[Any, int]:
-        key = (slot.name if reads_names else slot.block, choice, shape)
+    def summarised(slot: Slot, setting: tuple[Choice, Precision | None], shape: Shape) -> tuple[Any, int]:
+        choice, precision = setting
+        key = (slot.name if by_name else slot.block, choice, precision, shape)
         if key not in known:
             ops = slot.block.lower(slot.name, choice, INPUT, shape)
-            known[key] = summary(ops), number_of.setdefault(ops[-1].out_shape, len(number_of))
+            known[key] = summary(ops, precision), number_of.setdefault(ops[-1].out_shape, len(number_of))
         return known[key]
 
     for slot in space.slots:
-        setting, choices = _settings(space, slot, codes, active)
+        setting, choices = _settings(space, slot, codes, active, by_precision=by_precision)
         rows = np.flatnonzero(setting >= 0)
         if not len(rows):
             continue
@@ -139,6 +191,7 @@ def fold_blocks(
 def block_one_hot(space: SearchSpace, codes: Int[np.ndarray, "n d"]) -> Float[np.ndarray, "n f"]:
     """One column per slot and joint setting of its decisions, 1 where the slot is active with it.
 
+    Those about its precision are among its decisions.
     Slots that are the same in every network have no column. A cost that adds up over blocks (at one resolution) is
     exactly linear in these, unless a slot has more than two decisions with more than `MAX_JOINT_SETTINGS` joint
     settings: then there is one column per joint setting of each two of them. What another slot's columns say already,
@@ -148,7 +201,8 @@ def block_one_hot(space: SearchSpace, codes: Int[np.ndarray, "n d"]) -> Float[np
     parts = [np.zeros((len(codes), 0), dtype=bool)]
     said = set[tuple[frozenset[str], Condition | None]]()
     for slot in space.slots:
-        names = tuple(dict.fromkeys(setting for setting in slot.settings if isinstance(setting, str)))
+        settings = (*slot.settings, *(slot.precision or ()))
+        names = tuple(dict.fromkeys(setting for setting in settings if isinstance(setting, str)))
         n_joint = _n_joint(space, names)
         if n_joint == 1 and slot.when is None:
             continue
@@ -201,19 +255,33 @@ def _block_classes(block: Block, shape: Shape) -> tuple[dict[str, bool], Shape]:
 
 
 def _settings(
-    space: SearchSpace, slot: Slot, codes: Int[np.ndarray, "n d"], active: Bool[np.ndarray, "n d"]
-) -> tuple[Int[np.ndarray, " n"], list[Choice]]:
-    """For each architecture the index of its choice for `slot` in the list of choices, -1 where the slot is absent."""
+    space: SearchSpace,
+    slot: Slot,
+    codes: Int[np.ndarray, "n d"],
+    active: Bool[np.ndarray, "n d"],
+    *,
+    by_precision: bool,
+) -> tuple[Int[np.ndarray, " n"], list[tuple[Choice, Precision | None]]]:
+    """For each architecture the index, in the list of settings, of its choice for `slot`, -1 where the slot is absent.
+
+    A setting is the choice and, `by_precision`, the number formats.
+    """
+    precision = slot.precision if by_precision else None
+    settings = (*slot.settings, *(precision or ()))
     options = [
         (setting,) if isinstance(setting, int) else space.decisions[space.column(setting)].options
-        for setting in slot.settings
+        for setting in settings
     ]
     present = np.ones(len(codes), dtype=bool) if slot.when is None else space.holds(slot.when, codes, active)
     index = np.zeros(len(codes), dtype=np.int64)
-    for setting, values in zip(slot.settings, options, strict=True):
+    for setting, values in zip(settings, options, strict=True):
         code = 0 if isinstance(setting, int) else codes[:, space.column(setting)]
         index = index * len(values) + code
-    return np.where(present, index, -1), list(itertools.product(*options))
+    n = len(slot.settings)
+    listed: list[tuple[Choice, Precision | None]] = [
+        (each[:n], None if precision is None else (each[n], each[n + 1])) for each in itertools.product(*options)
+    ]
+    return np.where(present, index, -1), listed
 
 
 def _joint(

@@ -1,8 +1,9 @@
 """Number formats of weights and activations as decisions of a search space.
 
 A format is an int, so that it can be an option of a decision and a traced value: 2 to 8 are integers of so many bits,
-`minifloat` numbers floating-point formats of few bits, and `FLOAT32` is no quantization at all. Their order is that of
-the options of a decision: the last one is the largest network.
+`minifloat` numbers floating-point formats of few bits, and `FLOAT32` is no quantization at all. That is also the order
+of the options of a decision, the last of which counts as the largest network: minifloats come after all integers, and
+among themselves by their bits of exponent, then of mantissa.
 
 A *policy* is one pair of formats (weights, activations) per slot. It says this of the operators of the slot's block:
 
@@ -38,7 +39,9 @@ _MINIFLOAT = 100
 def minifloat(exponent_bits: int, mantissa_bits: int) -> int:
     """The format ExMy: a sign, `exponent_bits` and `mantissa_bits`, with subnormal numbers and bias 2^(x-1) - 1.
 
-    Its finite values are those of the type of that name in ``ml_dtypes``; where there is none, all codes are finite.
+    Its finite values are those of the type of that name in ``ml_dtypes`` (``float8_e4m3fn`` for E4M3, whose largest is
+    448, as in OFP8; ``float8_e5m2``, ``float8_e3m4``, ``float6_e2m3fn``, ``float6_e3m2fn``, ``float4_e2m1fn``); where
+    there is none, all codes are finite.
 
     Raises:
         ValueError: There are not 1 to 5 bits of exponent, not 0 to 5 of mantissa, or not 3 to 8 bits in all.
@@ -61,8 +64,8 @@ def number_format(name: str | int) -> int:
     if isinstance(name, str):
         if name == "float32":
             return FLOAT32
-        if found := re.fullmatch(r"int(\d+)", name):
-            return number_format(int(found[1]))
+        if (found := re.fullmatch(r"int(\d+)", name)) and LEAST_BITS <= int(found[1]) <= MOST_BITS:
+            return int(found[1])
         if found := re.fullmatch(r"e(\d)m(\d)", name.lower()):
             return minifloat(int(found[1]), int(found[2]))
     elif name == FLOAT32 or LEAST_BITS <= name <= MOST_BITS:
@@ -195,10 +198,16 @@ def with_precision(
 
 
 def operator_precision(op: Operator, precision: Precision | None) -> Precision:
-    """Formats of the kernel of `op` and of what it reads, in a block of `precision`."""
-    if precision is None:
-        return (FLOAT32, FLOAT32)
-    return precision if op.has_norm else (INT8, INT8)
+    """Formats of the kernel of `op` and of what it reads, in a block of `precision`.
+
+    What would be in 8 bits is not quantized either where the block's weights, or its activations, are not.
+    """
+    weights, activations = precision or (FLOAT32, FLOAT32)
+    return (weights, activations) if op.has_norm else (_int8_unless_float(weights), _int8_unless_float(activations))
+
+
+def _int8_unless_float(code: int) -> int:
+    return FLOAT32 if code == FLOAT32 else INT8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -208,7 +217,8 @@ class PrecisionPlan:
     Attributes:
         kernels: Format of each kernel, by operator.
         tensors: Format of each tensor, by the name of what writes it (an operator or `INPUT`): the widest that an
-            operator with a batch norm reads it in, or 8 bits where none does, as for the logits.
+            operator with a batch norm reads it in, or 8 bits where none does, as for the logits (`FLOAT32` if the
+            block's activations are).
     """
 
     kernels: Mapping[str, int]
@@ -221,33 +231,34 @@ def precision_plan(space: SearchSpace, arch: Arch) -> PrecisionPlan:
     Raises:
         ValueError: `space` does not decide about precision.
     """
-    graph: Graph = space.graph(arch)
-    precision_of: dict[str, Precision] = {}
+    source, shape = INPUT, space.input_shape(arch)
+    placed_operators: list[tuple[Operator, Precision]] = []
     for placed in space.blocks(arch):
         if placed.precision is None:
             raise ValueError(f"{space.name} says nothing about the precision of {placed.slot.name}")
-        precision_of[placed.slot.name] = placed.precision
-
-    def of(op: Operator) -> Precision:
-        slot = next(name for name in precision_of if op.name.startswith(f"{name}."))
-        return operator_precision(op, precision_of[slot])
-
-    read: dict[str, int] = {}
-    for op in graph.operators:
-        if op.has_norm and op.is_weighted:
-            for name in op.inputs:
-                read[name] = max(read.get(name, 0), of(op)[1])
-    tensors = {name: read.get(name, INT8) for name in (INPUT, *(op.name for op in graph.operators))}
-    return PrecisionPlan({op.name: of(op)[0] for op in graph.operators if op.is_weighted}, tensors)
+        operators = placed.slot.block.lower(placed.slot.name, placed.choice, source, shape)
+        placed_operators += [(op, placed.precision) for op in operators]
+        source, shape = operators[-1].name, operators[-1].out_shape
+    return _plan(placed_operators)
 
 
 def uniform_plan(graph: Graph, weights: str | int = INT8, activations: str | int = INT8) -> PrecisionPlan:
     """One precision for all operators of `graph`, by the rules of a policy; with the defaults, int8 throughout."""
     precision = (number_format(weights), number_format(activations))
-    read = {name for op in graph.operators if op.has_norm and op.is_weighted for name in op.inputs}
-    kernels = {op.name: operator_precision(op, precision)[0] for op in graph.operators if op.is_weighted}
-    names = (INPUT, *(op.name for op in graph.operators))
-    return PrecisionPlan(kernels, {name: precision[1] if name in read else INT8 for name in names})
+    return _plan([(op, precision) for op in graph.operators])
+
+
+def _plan(placed: Sequence[tuple[Operator, Precision]]) -> PrecisionPlan:
+    """The plan of operators with the precision of their blocks."""
+    tensors = {INPUT: _int8_unless_float(placed[0][1][1])}
+    tensors |= {op.name: _int8_unless_float(precision[1]) for op, precision in placed}
+    read: dict[str, int] = {}
+    for op, precision in placed:
+        if op.has_norm and op.is_weighted:
+            for name in op.inputs:
+                read[name] = max(read.get(name, LEAST_BITS), precision[1], key=format_bits)
+    kernels = {op.name: operator_precision(op, precision)[0] for op, precision in placed if op.is_weighted}
+    return PrecisionPlan(kernels, tensors | read)
 
 
 def policy_of(space: SearchSpace, arch: Arch) -> dict[str, Precision]:

@@ -12,6 +12,15 @@ from hanax.searchers._additive import AdditiveCost, AdditiveFit, CostTable, TooL
 from hanax.searchers._aging import AgingSearcher
 from hanax.searchers._aging_evolution import AgingEvolution
 from hanax.searchers._array_predictors import BlockTable, OneHotMlp, block_table, one_hot_mlp
+from hanax.searchers._bit_allocation import (
+    Allocation,
+    AllocationFront,
+    BisectedFormats,
+    allocate,
+    allocation_front,
+    bisect_formats,
+    with_neighbours,
+)
 from hanax.searchers._constrained_evolution import ConstrainedEvolution, EvolutionResult, constrained_evolution
 from hanax.searchers._enumerate import every_network
 from hanax.searchers._fbnet_search import fbnet_loss, fbnet_search
@@ -41,6 +50,9 @@ __all__ = [
     "AdditiveFit",
     "AgingEvolution",
     "AgingSearcher",
+    "Allocation",
+    "AllocationFront",
+    "BisectedFormats",
     "BlockTable",
     "ConstrainedEvolution",
     "Constraint",
@@ -75,6 +87,9 @@ __all__ = [
     "StorageError",
     "TooLargeError",
     "additive_groups",
+    "allocate",
+    "allocation_front",
+    "bisect_formats",
     "block_table",
     "constrained_evolution",
     "constrained_rank",
@@ -103,6 +118,7 @@ __all__ = [
     "tunas_reward",
     "with_cost",
     "with_mnasnet_reward",
+    "with_neighbours",
     "with_tunas_reward",
     "worst_case",
 ]

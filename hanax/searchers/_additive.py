@@ -114,7 +114,8 @@ def additive_groups(space: SearchSpace) -> tuple[tuple[str, ...], ...]:
     conditions = {decision.name: decision.when for decision in space.decisions}
     group_of = {name: {name} for name in names}
     for slot in space.slots:
-        joined = [setting for setting in slot.settings if isinstance(setting, str)]
+        settings = (*slot.settings, *(slot.precision or ()))
+        joined = [setting for setting in settings if isinstance(setting, str)]
         if slot.when is not None and any(conditions[name] != slot.when for name in joined):
             joined.append(slot.when.decision)
         union = set().union(*(group_of[name] for name in joined))

@@ -227,7 +227,7 @@ def _sum_out(inputs: Sequence[_Factor], joint: tuple[int, ...], column: int | No
         for other in factor.scope:
             theirs = theirs * sizes[other] + states[other]
         cell, points, parts = _add(cell, points, parts, factor, theirs)
-    order = _front_rows(cell // n_states, points)
+    order = front_rows(cell // n_states, points)
     return _Factor(
         scope, cell[order] // n_states, points[order], column, cell[order] % n_states, tuple(inputs), parts[order]
     )
@@ -258,17 +258,17 @@ def _add(
         mine = np.repeat(np.arange(first, last), n_sums[first:last])
         within = np.arange(len(mine)) + begins[first] - begins[mine]
         other = starts[cell[mine]] + within
-        kept = _front_rows(cell[mine], points[mine] + factor.points[other])
+        kept = front_rows(cell[mine], points[mine] + factor.points[other])
         found.append((mine[kept], other[kept]))
     mine, other = (np.concatenate(rows) for rows in zip(*found, strict=True))
     sums = points[mine] + factor.points[other]
     if len(found) > 1:
-        kept = _front_rows(cell[mine], sums)
+        kept = front_rows(cell[mine], sums)
         mine, other, sums = mine[kept], other[kept], sums[kept]
     return cell[mine], sums, np.column_stack([parts[mine], other])
 
 
-def _front_rows(cell: Indices, points: Floats) -> Indices:
+def front_rows(cell: Indices, points: Floats) -> Indices:
     """The rows that no other in their cell dominates, by cell and then by cost; the first of equal ones."""
     rows = _not_clearly_dominated(cell, points) if len(cell) > 4 * BINS else np.arange(len(cell))
     rows = rows[np.lexsort((points[rows, 0], points[rows, 1], cell[rows]))]

@@ -19,7 +19,15 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Int32
 
-from hanax.search_spaces import INPUT, RESOLUTION, SearchSpace, block_one_hot
+from hanax.search_spaces import (
+    INPUT,
+    RESOLUTION,
+    SearchSpace,
+    architecture_columns,
+    block_one_hot,
+    decides_precision,
+    float_space,
+)
 
 Sample = Callable[[np.random.Generator, int], Int32[np.ndarray, "n d"]]
 """Draws that many canonical codes, e.g. `SearchSpace.sample`."""
@@ -138,6 +146,8 @@ def _macs(
     elastic_macs: Float[np.ndarray, "r f"],
 ) -> Float[np.ndarray, " n"]:
     """MACs of each network, looked up: `graph_features` would lower its blocks in every step."""
+    if decides_precision(space):
+        space, codes = float_space(space), codes[:, architecture_columns(space)]
     resolution = codes[:, space.column(RESOLUTION)]
     elastic = (block_one_hot(space, codes) * elastic_macs[resolution]).sum(axis=1)
     macs: Float[np.ndarray, " n"] = fixed_macs[resolution] + elastic

@@ -176,7 +176,7 @@ def forward_with_tape(
     """Logits of `arch` in training mode (batch norm over the batch), and what `backward_along` needs.
 
     Args:
-        dtype: What blocks compute in, see `apply_block_in`; logits and gradients are float32.
+        dtype: What blocks compute in, see `apply_block_in`; quantized ones do in float32, and logits and gradients are.
         recurs: `arch` is worth executables of its own, which take seconds to compile and run faster than the chain.
     """
     if recurs:
@@ -253,7 +253,7 @@ def compile_chain(
         n_given: Also for later passes, over so many images, with the statistics of an earlier one.
         calibration: How ranges of quantized tensors are found in evaluation.
         recurring: Subnets that get executables of their own for training.
-        dtype: What training computes in.
+        dtype: What training computes in; quantized blocks do in float32 anyway.
     """
     parts = list(_executables(space, n_images))
 
@@ -274,7 +274,7 @@ def compile_chain(
                 y, _ = evaluate_block(placed, params, given, found, calibration=calibration)
             y.block_until_ready()
             return
-        x = _zeros(x_shape, "float32" if is_first else dtype)
+        x = _zeros(x_shape, "float32" if is_first or slot.precision is not None else dtype)
         static, traced = _split_choice(placed, x.shape[1])
         y, vjp = _forward(slot.block, static, params[slot.name], x, traced, is_first, dtype)
         zeros = jax.tree.map(_zeros_like, params[slot.name])

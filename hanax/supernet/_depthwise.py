@@ -68,6 +68,14 @@ def depthwise(
     return _shifted(x, kernel, stride)
 
 
+def smooth_depthwise(
+    x: Float[Array, "c h w n"], kernel: Float[Array, "c k k"], stride: int = 1
+) -> Float[Array, "c h_out w_out n"]:
+    """As `depthwise`, in forms that can also be differentiated forwards, and more than once."""
+    is_small = _is_small(x.shape[1], x.shape[2], stride)
+    return (_toeplitz if is_small else _shift_multiply_add)(x, kernel, stride)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _native(
     x: Float[Array, "c h w n"], kernel: Float[Array, "c k k"], size: Int[Array, ""], stride: int

@@ -15,12 +15,14 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from hanax.search_spaces import Arch, SearchSpace
+from hanax.search_spaces import INPUT, Arch, SearchSpace, precision_plan
 from hanax.supernet._blocks import Norms, net_of
 from hanax.supernet._chain import Params, Progress, compile_chain, evaluate_block, prepare
-from hanax.supernet._fake_quant import Calibration
+from hanax.supernet._fake_quant import Calibration, learned_factor
 from hanax.supernet._images import Split
 from hanax.supernet._layers import Statistics
+from hanax.supernet._quantized_blocks import STEPS, range_name
+from hanax.supernet._quantized_net import QuantizedNet, assemble, check_integers, quantized_kernel
 from hanax.supernet._racing import OnScored, Outcome, Rules, best_rules, drawn_order, front_rules, hold_race, looks_of
 from hanax.supernet._subnet import Subnet
 from hanax.supernet._trie import BlockPath, block_path, visits
@@ -257,11 +259,18 @@ class Evaluator:
         """`arch` as a network of its own: sliced weights and batch norms calibrated on training images.
 
         Its logits equal those of `logits(arch)` up to rounding.
+
+        Raises:
+            ValueError: The space decides about precision: `quantize` makes a network of such an architecture.
         """
+        if any(placed.precision is not None for placed in self.space.blocks(arch)):
+            raise ValueError(
+                f"a network of {self.space.name} is quantized, and extract() makes those that compute in float; use "
+                "quantize(), or extract from the float space"
+            )
         _, statistics = self._run(arch)
         weights = slice_weights(self.space, self.params, arch)
-        for name, (mean, variance) in statistics.items():
-            weights[name] |= {"mean": np.asarray(mean), "variance": np.asarray(variance)}
+        _calibrate(weights, statistics)
         return Subnet(
             arch=arch,
             graph=self.space.graph(arch),
@@ -271,6 +280,62 @@ class Evaluator:
             input_std=tuple(map(float, self.split.std)),
             n_calibration=self.n_calibration,
         )
+
+    def quantize(self, arch: Arch) -> QuantizedNet:
+        """`arch` as integers: its policy's formats, learned steps, and ranges and batch norms found in calibration.
+
+        Its logits equal those of `logits(arch)` up to rounding: a value that lies between two integers may fall to
+        either.
+
+        Raises:
+            ValueError: The space does not decide about precision, or a format has no integers.
+        """
+        plan = precision_plan(self.space, arch)
+        check_integers(plan)
+        _, statistics = self._run(arch)
+        weights = slice_weights(self.space, self.params, arch)
+        _calibrate(weights, statistics)
+        names, factors = self._inputs(arch), dict[str, float]()
+        for placed in self.space.blocks(arch):
+            for name, steps in self.params[placed.slot.name].get(STEPS, {}).items():
+                own = f"{placed.slot.name}.{name}"
+                name = names.get(own, own)
+                kernel = name.removesuffix(".kernel")
+                code = plan.tensors[name] if kernel == name else plan.kernels[kernel]
+                factors[name] = float(learned_factor(steps, code, 1))
+        ranges = {}
+        for key, (low, high) in statistics.items():
+            if key.endswith(range_name("")):
+                own = key.removesuffix(range_name(""))
+                factor = factors.get(names.get(own, own), 1.0)
+                ranges[names.get(own, own)] = (float(low) * factor, float(high) * factor)
+        integers = {}
+        for name, entries in weights.items():
+            factor = factors.get(f"{name}.kernel", 1.0)
+            integers[name] = (plan.kernels[name], *quantized_kernel(entries["kernel"], plan.kernels[name], factor))
+        return assemble(
+            arch, self.space.graph(arch), weights, plan, integers, ranges,
+            space_fingerprint=self.space.fingerprint, input_mean=tuple(map(float, self.split.mean)),
+            input_std=tuple(map(float, self.split.std)), n_calibration=self.n_calibration,
+            calibration=self.calibration,
+        )  # fmt: skip
+
+    def _inputs(self, arch: Arch) -> dict[str, str]:
+        """What the graph calls the input of each block of `arch`: the network's, or the output of the block before."""
+        operators = [op.name for op in self.space.graph(arch).operators]
+        names, source = {}, INPUT
+        for placed in self.space.blocks(arch):
+            names[f"{placed.slot.name}.input"] = source
+            source = [name for name in operators if name.startswith(f"{placed.slot.name}.")][-1]
+        return names
+
+
+def _calibrate(weights: Weights, statistics: Mapping[str, Statistics]) -> None:
+    """Give the batch norms of `weights` their statistics."""
+    for name, entries in weights.items():
+        if name in statistics:
+            mean, variance = statistics[name]
+            entries |= {"mean": np.asarray(mean), "variance": np.asarray(variance)}
 
 
 def supernet_fingerprint(params: Params) -> str:
@@ -293,7 +358,10 @@ def slice_weights(space: SearchSpace, params: Params, arch: Arch) -> Weights:
     weights: Weights = {}
     for placed in space.blocks(arch):
         slot = placed.slot
-        for name, arrays in net_of(slot.block).weights_for(slot.block, params[slot.name], placed.choice).items():
+        used = net_of(slot.block).weights_for(slot.block, params[slot.name], placed.choice)
+        for name, arrays in used.items():
+            if name == STEPS:
+                continue
             full_name = f"{slot.name}.{name}"
             weights[full_name] = {key: np.asarray(array) for key, array in arrays.items()}
             weights[full_name]["kernel"] = weights[full_name]["kernel"].reshape(shapes[full_name])

@@ -8,10 +8,11 @@ costs accuracy and no time.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,27 +20,43 @@ import onnx
 from jaxtyping import Float32
 from onnx import TensorProto, checker, helper, numpy_helper
 
-from hanax.supernet._onnx import IMAGE, LOGITS
+from hanax.search_spaces import INPUT, INT8, Graph
+from hanax.supernet._fake_quant import LARGEST_KERNEL
+from hanax.supernet._onnx import IMAGE, LOGITS, to_onnx
+from hanax.supernet._quantized_net import IntegerKernel, Levels, QuantizedNet, levels_of, nearest_integers
 
 IN_INTEGERS = frozenset({"Conv", "Gemm", "Add", "Mul", "GlobalAveragePool", "Flatten"})
 """Operators that runtimes execute in integers between QDQ pairs; the others compute in float32."""
-
-LARGEST_KERNEL = 64
-"""Half of what int8 holds: x86 processors without VNNI add two products of uint8 and int8 in 16 bits, where the sum of
-larger ones is cut off, and the logits are wrong. Twice 64 * 255 fits."""
-LARGEST_BIAS = 2**30
-"""Half of what int32 holds: the rest is for the rounding of scales, and for what the bias is added to."""
 
 CALIBRATION_CHUNK = 8
 """Images at a time, to bound the memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How a tensor's values become uint8: ``round(x / scale) + zero_point``."""
+def to_qdq_onnx(net: QuantizedNet, *, batch: int | None = 1) -> bytes:
+    """An ONNX model of a quantized network: as of `to_onnx`, with its integers and levels as QDQ pairs.
 
-    scale: np.float32
-    zero_point: np.uint8
+    Kernels are int8 from -64 to 64 with a scale per output channel (fewer bits use fewer of these numbers), biases
+    int32. Activations
+    are uint8; one of fewer bits is cut off at its last level in integers. A ReLU after a convolution goes, and so does
+    a hard sigmoid, which becomes part of kernel and bias: the levels of what it writes do the rest. The same arguments
+    give the same bytes.
+
+    Args:
+        batch: Images per call; None leaves it to the caller of the model.
+    """
+    operators = [dataclasses.replace(op, has_norm=False, has_bias=op.is_weighted) for op in net.graph.operators]
+    values = {name: {"kernel": kernel.values, "bias": kernel.bias} for name, kernel in net.kernels.items()}
+    metadata = {
+        "arch": str(net.arch),
+        "space_fingerprint": net.space_fingerprint,
+        "input_mean": json.dumps(net.input_mean),
+        "input_std": json.dumps(net.input_std),
+    }
+    model = to_onnx(Graph(net.graph.input_shape, tuple(operators)), values, batch=batch, metadata=metadata)
+    last = net.graph.operators[-1].name
+    levels = {{INPUT: IMAGE, last: LOGITS}.get(name, name): found for name, found in net.tensors.items()}
+    levels[f"{last}.flat"] = net.tensors[net.graph.operators[-1].inputs[0]]
+    return _in_integers(model, levels, net.kernels)
 
 
 def quantize_onnx(model: bytes, images: Float32[np.ndarray, "n c h w"]) -> bytes:
@@ -58,33 +75,19 @@ def quantize_onnx(model: bytes, images: Float32[np.ndarray, "n c h w"]) -> bytes
     """
     if len(images) == 0:
         raise ValueError("activation scales come from images; there are none")
-    quantized = onnx.load_from_string(model)
-    graph = quantized.graph
+    graph = onnx.load_from_string(model).graph
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    nodes = _without_relu(graph.node)
-    scales = _scales(model, nodes, images)
-    made, constants = list[onnx.NodeProto](), dict[str, np.ndarray]()
-
-    def add(nodes: list[onnx.NodeProto], integers: Mapping[str, np.ndarray]) -> None:
-        made.extend(nodes)
-        constants.update(integers)
-
-    add(*_pair(IMAGE, IMAGE, _rounded(IMAGE), scales[IMAGE]))
-    for node in nodes:
-        (output,) = node.output
-        own = {name: weights[name] for name in node.input if name in weights}
-        if own:
-            add(*_integer_weights(own, scales[node.input[0]].scale))
-        node.input[:] = [_rounded(name) if name in scales or name in own else name for name in node.input]
-        if output == LOGITS:
-            node.output[0] = f"{LOGITS}.real"
-        made.append(node)
-        if output in scales:
-            add(*_pair(node.output[0], output, LOGITS if output == LOGITS else _rounded(output), scales[output]))
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(made)
-    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
-    return _checked(quantized)
+    nodes, _ = _fused(graph.node)
+    touched = [name for node in nodes if node.op_type in IN_INTEGERS for name in (*node.input, *node.output)]
+    gates = {node.output[0]: (0.0, 1.0) for node in graph.node if node.op_type == "HardSigmoid"}
+    ranges = _ranges(model, list(dict.fromkeys(touched)), images) | gates
+    levels = {name: levels_of(INT8, *found) for name, found in ranges.items()}
+    kernels = {
+        node.name: nearest_integers(weights[node.input[1]], weights[node.input[2]], LARGEST_KERNEL)
+        for node in nodes
+        if len(node.input) > 1 and node.input[1] in weights
+    }
+    return _in_integers(model, levels, kernels)
 
 
 def quantize_onnx_dynamically(model: bytes) -> bytes:
@@ -105,26 +108,61 @@ def quantize_onnx_dynamically(model: bytes) -> bytes:
         return _checked(onnx.load(target))
 
 
-def _without_relu(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes, but a convolution that only a ReLU reads writes in its place, and the ReLU is left out."""
-    readers = Counter(name for node in nodes for name in node.input)
-    relus = {node.input[0]: node for node in nodes if node.op_type == "Relu" and readers[node.input[0]] == 1}
-    kept, replaced = [], set[str]()
+def _in_integers(model: bytes, levels: Mapping[str, Levels], kernels: Mapping[str, IntegerKernel]) -> bytes:
+    """`model`, as `to_onnx` makes it, with pairs at the tensors that `levels` names, and kernels by node.
+
+    The one place that says what an integer model looks like, whatever its numbers come from.
+    """
+    quantized = onnx.load_from_string(model)
+    graph = quantized.graph
+    nodes, gates = _fused(graph.node)
+    made, constants = list[onnx.NodeProto](), dict[str, np.ndarray]()
+
+    def add(nodes: list[onnx.NodeProto], integers: Mapping[str, np.ndarray]) -> None:
+        made.extend(nodes)
+        constants.update(integers)
+
+    add(*_pair(IMAGE, IMAGE, _rounded(IMAGE), levels[IMAGE]))
     for node in nodes:
-        if node.op_type == "Conv" and node.output[0] in relus:
-            relu = relus[node.output[0]]
-            node.output[0] = relu.output[0]
-            replaced.add(relu.name)
+        (output,) = node.output
+        own = list(node.input[1:]) if node.name in kernels else []
+        if own:
+            kernel, scale = kernels[node.name].widened(), levels[node.input[0]].scale
+            made_for = kernel.gated() if node.name in gates else kernel
+            add(*_integer_weights(own, made_for.for_input(scale), scale))
+        node.input[:] = [_rounded(name) if name in levels or name in own else name for name in node.input]
+        if output == LOGITS:
+            node.output[0] = f"{LOGITS}.real"
+        made.append(node)
+        if output in levels:
+            add(*_pair(node.output[0], output, LOGITS if output == LOGITS else _rounded(output), levels[output]))
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(made)
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    return _checked(quantized)
+
+
+def _fused(nodes: Sequence[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The nodes without the ReLUs and hard sigmoids that alone read a convolution, which writes in their place.
+
+    Returns:
+        The nodes, and the names of the convolutions that are to do a hard sigmoid's work, see `IntegerKernel.gated`.
+    """
+    readers = Counter(name for node in nodes for name in node.input)
+    activations = {
+        node.input[0]: node for node in nodes if node.op_type in ("Relu", "HardSigmoid") and readers[node.input[0]] == 1
+    }
+    kept, replaced, gates = [], set[str](), set[str]()
+    for node in nodes:
+        if node.op_type == "Conv" and node.output[0] in activations:
+            activation = activations[node.output[0]]
+            node.output[0] = activation.output[0]
+            replaced.add(activation.name)
+            if activation.op_type == "HardSigmoid":
+                gates.add(node.name)
         if node.name not in replaced:
             kept.append(node)
-    return kept
-
-
-def _scales(model: bytes, nodes: Sequence[onnx.NodeProto], images: Float32[np.ndarray, "n c h w"]) -> dict[str, Scale]:
-    """The scale of every activation that an operator in `IN_INTEGERS` reads or writes, by name."""
-    touched = [name for node in nodes if node.op_type in IN_INTEGERS for name in (*node.input, *node.output)]
-    ranges = _ranges(model, list(dict.fromkeys(touched)), images)
-    return {name: _scale(low, high) for name, (low, high) in ranges.items()}
+    return kept, gates
 
 
 def _ranges(
@@ -153,56 +191,44 @@ def _ranges(
     return dict(zip(activations, zip(low, high, strict=True), strict=True))
 
 
-def _scale(low: float, high: float) -> Scale:
-    """256 steps that span a range and 0; 0 is a step, as padding and ReLU need it exactly."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32((high - low) / 255)
-    if scale == 0:
-        return Scale(np.float32(1), np.uint8(0))
-    return Scale(scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255)))
-
-
 def _rounded(name: str) -> str:
     """The name of a tensor after it went through integers."""
     return f"{name}.rounded"
 
 
-def _pair(source: str, name: str, target: str, scale: Scale) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+def _pair(source: str, name: str, target: str, levels: Levels) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """The nodes, and their constants, that round the tensor `source` to uint8 and write it as real values, `target`."""
     constants: dict[str, np.ndarray] = {
-        f"{name}.scale": np.array(scale.scale),
-        f"{name}.zero_point": np.array(scale.zero_point),
+        f"{name}.scale": np.array(levels.scale, np.float32),
+        f"{name}.zero_point": np.array(levels.zero_point, np.uint8),
     }
-    nodes = [
-        helper.make_node("QuantizeLinear", [source, *constants], [f"{name}.uint8"], name=f"{name}.quantize"),
-        helper.make_node("DequantizeLinear", [f"{name}.uint8", *constants], [target], name=f"{name}.dequantize"),
-    ]
+    rounded = f"{name}.uint8"
+    nodes = [helper.make_node("QuantizeLinear", [source, *constants], [rounded], name=f"{name}.quantize")]
+    shared = list(constants)
+    if levels.highest < 255:
+        constants[f"{name}.highest"] = np.array(levels.highest, np.uint8)
+        cut = f"{name}.cut"
+        nodes.append(helper.make_node("Clip", [rounded, "", f"{name}.highest"], [cut], name=cut))
+        rounded = cut
+    nodes.append(helper.make_node("DequantizeLinear", [rounded, *shared], [target], name=f"{name}.dequantize"))
     return nodes, constants
 
 
 def _integer_weights(
-    weights: Mapping[str, np.ndarray], input_scale: np.float32
+    names: Sequence[str], kernel: IntegerKernel, input_scale: float
 ) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """The nodes, and their constants, that make a kernel from int8 and its bias from int32, with a scale per channel.
 
-    A bias has the scale of the products that it is added to. Where that is too small for int32 to hold the bias, since
-    the channel's kernel is nearly 0, the kernel's scale is raised.
+    A bias has the scale of the products that it is added to.
 
     Args:
-        weights: The kernel and the bias, by name, in this order.
+        names: Of the kernel and of the bias.
     """
-    (kernel, kernel_values), (bias, bias_values) = weights.items()
-    channels = kernel_values.reshape(len(kernel_values), -1).astype(np.float64)
-    least = np.abs(bias_values, dtype=np.float64) / (float(input_scale) * LARGEST_BIAS)
-    scale = np.maximum(np.abs(channels).max(axis=1) / LARGEST_KERNEL, least).astype(np.float32)
-    scale[scale == 0] = 1
-    bias_scale = (scale.astype(np.float64) * float(input_scale)).astype(np.float32)
-    kernel_integers = np.rint(channels / scale[:, None].astype(np.float64)).astype(np.int8).reshape(kernel_values.shape)
-    bias_integers = np.rint(bias_values / bias_scale.astype(np.float64)).astype(np.int32)
+    bias = kernel.bias_integers(input_scale), kernel.bias_scales(input_scale)
     nodes, constants = list[onnx.NodeProto](), dict[str, np.ndarray]()
-    for name, integers, per_channel in ((kernel, kernel_integers, scale), (bias, bias_integers, bias_scale)):
+    for name, (integers, scales) in zip(names, ((kernel.integers, kernel.scales), bias), strict=True):
         zeros = np.zeros(len(integers), integers.dtype)
-        entries = {f"{name}.integers": integers, f"{name}.scale": per_channel, f"{name}.zero_point": zeros}
+        entries = {f"{name}.integers": integers, f"{name}.scale": scales, f"{name}.zero_point": zeros}
         node = helper.make_node("DequantizeLinear", list(entries), [_rounded(name)], name=f"{name}.dequantize", axis=0)
         nodes.append(node)
         constants |= entries

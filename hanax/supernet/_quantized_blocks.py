@@ -88,17 +88,21 @@ class _Points:
         self.steps, self.precision, self.norms, self.calibration = steps, precision, norms, calibration
         self.statistics: dict[str, Statistics] = {}
 
-    def tensor(self, name: str, x: Array) -> Array:
-        """`x`, which an operator with a batch norm reads: in the policy's format."""
+    def tensor(self, name: str, x: Array, n_channels: ElasticValue) -> Array:
+        """`x`, which an operator with a batch norm reads: in the policy's format.
+
+        Args:
+            n_channels: Those that count; the others are 0.
+        """
         code = self.precision[1]
-        factor = learned_factor(self.steps[name], code, x.size) if name in self.steps else 1.0
         low, high = self._range(name, x, code)
+        factor = self._factor(name, code, x.size // x.shape[0] * n_channels)
         return quantize_activation(x, low * factor, high * factor, code)
 
-    def int8(self, name: str, x: Array, least: float = -np.inf) -> Array:
+    def int8(self, name: str, x: Array, least: float | None = None) -> Array:
         """`x` in 8 bits, unless the policy is not to quantize; values below `least` are cut off."""
-        low, high = self._range(name, x, INT8)
-        return quantize_activation(x, jnp.maximum(low, least), high, _int8_unless_float(self.precision[1]))
+        low, high = self._range(name, x if least is None else jnp.maximum(x, least), INT8)
+        return quantize_activation(x, low, high, _int8_unless_float(self.precision[1]))
 
     def gate(self, x: Array) -> Array:
         """`x`, from 0 to 1, in 8 bits."""
@@ -106,28 +110,37 @@ class _Points:
 
     def _range(self, name: str, x: Array, code: Format) -> Statistics:
         if isinstance(self.norms, int):
-            found = activation_range(x[..., : self.norms], code, self.calibration)
+            found = activation_range(x, code, self.calibration, self.norms)
         else:
             found = self.norms[range_name(name)]
         self.statistics[range_name(name)] = found
         return found
 
-    def kernel(self, name: str, kernel: Array) -> Array:
-        """A kernel with a batch norm after it: in the policy's format."""
-        code, key = self.precision[0], f"{name}.kernel"
-        factor = learned_factor(self.steps[key], code, kernel.size) if key in self.steps else 1.0
-        return quantize_kernel(kernel, code, factor)
+    def _factor(self, key: str, code: Format, n_values: ElasticValue) -> Array | float:
+        return learned_factor(self.steps[key], code, n_values) if key in self.steps else 1.0
+
+    def kernel(self, name: str, kernel: Array, n_values: ElasticValue) -> Array:
+        """A kernel with a batch norm after it: in the policy's format.
+
+        Args:
+            n_values: Those that count; others are 0, or of output channels that do not count.
+        """
+        code = self.precision[0]
+        return quantize_kernel(kernel, code, self._factor(f"{name}.kernel", code, n_values))
 
     def int8_kernel(self, kernel: Array) -> Array:
         """A kernel without a batch norm, in 8 bits, unless the policy is not to quantize."""
         return quantize_kernel(kernel, _int8_unless_float(self.precision[0]))
 
-    def normed(self, name: str, y: Array, weights: BlockParams, activation: Activation) -> Array:
-        """`y` after the batch norm and the activation of operator `name`."""
+    def normed(
+        self, name: str, y: Array, weights: BlockParams, activation: Activation, n_channels: ElasticValue
+    ) -> Array:
+        """`y` after the batch norm and the activation of operator `name`; 0 but for the first `n_channels`."""
         norm = self.norms if isinstance(self.norms, int) else self.norms[name]
         scale, offset = weights[name]["scale"], weights[name]["offset"]
         fused: Activation = "none" if activation == "hswish" else activation
         y, self.statistics[name] = batch_norm(y, scale, offset, norm, fused)
+        y = limit(y, n_channels)  # the offset of the batch norm revived what was zero before it
         return y if fused == activation else self.hard_swish(name, y)
 
     def hard_swish(self, name: str, raw: Array) -> Array:
@@ -142,44 +155,58 @@ def _int8_unless_float(code: Format) -> Array:
 def _apply_conv(
     block: ConvBlock, weights: BlockParams, x: Array, choice: tuple[ElasticValue, ...], points: _Points
 ) -> Array:
-    y = convolve(points.tensor("input", x), points.kernel("conv", weights["conv"]["kernel"]), block.stride)
-    return points.normed("conv", y, weights, block.activation)
+    kernel = weights["conv"]["kernel"]
+    kernel = points.kernel("conv", kernel, kernel.size)
+    y = convolve(points.tensor("input", x, block.in_channels), kernel, block.stride)
+    return points.normed("conv", y, weights, block.activation, block.out_channels)
 
 
 def _apply_mbconv(
     block: MBConv, weights: BlockParams, x: Array, choice: tuple[ElasticValue, ...], points: _Points
 ) -> Array:
+    # Where masks leave arrays whole, what does not count is 0 before a range or a scale is taken from them.
     kernel_size, expand_ratio = choice
-    x = y = points.tensor("input", x)
+    mid = elastic_mid(block, expand_ratio)
+    x = y = points.tensor("input", x, block.in_channels)
     if block.has_expansion:
-        y = pointwise(y, points.kernel("expand", weights["expand"]["kernel"]))
-        y = points.tensor("expand", points.normed("expand", y, weights, block.activation))
-    y = depthwise(y, points.kernel("depthwise", weights["depthwise"]["kernel"]), block.stride, kernel_size)
-    y = limit(points.normed("depthwise", y, weights, block.activation), elastic_mid(block, expand_ratio))
+        y = pointwise(y, points.kernel("expand", weights["expand"]["kernel"], mid * block.in_channels))
+        y = points.tensor("expand", points.normed("expand", y, weights, block.activation, mid), mid)
+    kernel = points.kernel("depthwise", weights["depthwise"]["kernel"], mid * kernel_size * kernel_size)
+    y = depthwise(y, kernel, block.stride, kernel_size)
+    y = points.normed("depthwise", y, weights, block.activation, mid)
     if block.has_squeeze_excite:
         y = points.int8("depthwise", y)
-        gate = _gate(weights, y.mean(axis=(1, 2)), elastic_squeeze(block, expand_ratio), points)
-        y = points.tensor("se.scale", y * gate[:, None, None, :])
+        gate = _gate(weights, y.mean(axis=(1, 2)), mid, elastic_squeeze(block, expand_ratio), points)
+        y = points.tensor("se.scale", y * gate[:, None, None, :], mid)
     else:
-        y = points.tensor("depthwise", y)
-    y = points.normed("project", pointwise(y, points.kernel("project", weights["project"]["kernel"])), weights, "none")
+        y = points.tensor("depthwise", y, mid)
+    kernel = points.kernel("project", _limit_inputs(weights["project"]["kernel"], mid), block.out_channels * mid)
+    y = points.normed("project", pointwise(y, kernel), weights, "none", block.out_channels)
     return x + points.int8("project", y) if block.has_residual else y
 
 
-def _gate(weights: BlockParams, pooled: Float[Array, "c n"], squeeze: ElasticValue, points: _Points) -> Array:
+def _gate(
+    weights: BlockParams, pooled: Float[Array, "c n"], mid: ElasticValue, squeeze: ElasticValue, points: _Points
+) -> Array:
     """As of a block that is not quantized, with every tensor and kernel in 8 bits."""
     reduce, expand = weights["se.reduce"], weights["se.expand"]
-    hidden = points.int8_kernel(reduce["kernel"]) @ points.int8("se.pool", pooled) + reduce["bias"][:, None]
+    kernel = points.int8_kernel(_limit_inputs(reduce["kernel"], mid))
+    hidden = kernel @ points.int8("se.pool", pooled) + reduce["bias"][:, None]
     hidden = points.int8("se.reduce", limit(activate(hidden, "relu"), squeeze))
-    raw = points.int8_kernel(expand["kernel"]) @ hidden + expand["bias"][:, None]
+    raw = points.int8_kernel(_limit_inputs(expand["kernel"], squeeze)) @ hidden + expand["bias"][:, None]
     return points.gate(activate(raw, "hsigmoid"))
+
+
+def _limit_inputs(kernel: Float[Array, "c_out c"], count: ElasticValue) -> Float[Array, "c_out c"]:
+    return limit(kernel.T, count).T
 
 
 def _apply_head(
     block: Head, weights: BlockParams, x: Array, choice: tuple[ElasticValue, ...], points: _Points
 ) -> Array:
-    y = pointwise(points.tensor("input", x), points.kernel("expand", weights["expand"]["kernel"]))
-    y = points.int8("expand", points.normed("expand", y, weights, block.activation))
+    kernel = points.kernel("expand", weights["expand"]["kernel"], block.wide_channels * block.in_channels)
+    y = pointwise(points.tensor("input", x, block.in_channels), kernel)
+    y = points.int8("expand", points.normed("expand", y, weights, block.activation, block.wide_channels))
     pooled = points.int8("pool", y.mean(axis=(1, 2)))
     mixed = points.int8_kernel(weights["mix"]["kernel"]) @ pooled
     mixed = points.hard_swish("mix", mixed) if block.activation == "hswish" else activate(mixed, block.activation)

@@ -212,15 +212,31 @@ def phases(recipe: Recipe, space: SearchSpace, n_images: int) -> tuple[Phase, ..
     teacher always sees the largest one, and that a dimension with two options has one phase, with the epochs of both.
 
     Raises:
-        ValueError: There are fewer images than one batch, or fewer steps than phases.
+        ValueError: There are fewer images than one batch, or fewer steps than phases; or progressive shrinking is to
+            train in number formats.
     """
     steps, per_epoch = n_steps(recipe, n_images), steps_per_epoch(recipe, n_images)
     if recipe.schedule == "sandwich":
-        everything = tuple(tuple(range(len(decision.options))) for decision in space.decisions)
         warmup = _warmup_steps(recipe, per_epoch, steps)
         rate, n_random = recipe.learning_rate, recipe.n_random_subnets
-        return (Phase("sandwich", 0, steps, rate, warmup, everything, "sandwich", n_random, "in_place"),)
+        return (Phase("sandwich", 0, steps, rate, warmup, _everything(space), "sandwich", n_random, "in_place"),)
     return _progressive_phases(recipe, space, steps, per_epoch)
+
+
+def _everything(space: SearchSpace) -> Options:
+    return tuple(tuple(range(len(decision.options))) for decision in space.decisions)
+
+
+def quantized_phase(recipe: Recipe, space: SearchSpace, n_images: int) -> Phase:
+    """The only phase of a quantization-aware training: everything elastic, formats with it, and a frozen teacher.
+
+    Raises:
+        ValueError: There are fewer images than one batch.
+    """
+    steps, per_epoch = n_steps(recipe, n_images), steps_per_epoch(recipe, n_images)
+    warmup = _warmup_steps(recipe, per_epoch, steps)
+    rate, n_random = recipe.learning_rate, recipe.n_random_subnets
+    return Phase("quantized", 0, steps, rate, warmup, _everything(space), "sandwich", n_random, "frozen")
 
 
 def single_phase(recipe: Recipe, space: SearchSpace, arch: Arch, n_images: int, *, is_distilled: bool) -> Phase:
@@ -266,6 +282,11 @@ def _warmup_steps(recipe: Recipe, per_epoch: int, steps: int) -> int:
 
 
 def _progressive_phases(recipe: Recipe, space: SearchSpace, steps: int, per_epoch: int) -> tuple[Phase, ...]:
+    if any(slot.precision is not None for slot in space.slots):
+        raise ValueError(
+            f"progressive shrinking has no phase for the number formats of {space.name}; train its float_space, and go "
+            "on from there by train_quantized (or train this space by the sandwich schedule)"
+        )
     stages = _shrinking_stages(space)
     if steps < len(stages):
         raise ValueError(

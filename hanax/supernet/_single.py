@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hanax.search_spaces import Arch, Block, Choice, SearchSpace
+from hanax.search_spaces import Arch, Block, Choice, PlacedBlock, Precision, SearchSpace
 from hanax.supernet._blocks import BlockParams, net_of
 from hanax.supernet._chain import Params, init_params
+from hanax.supernet._fake_quant import learned_factor
+from hanax.supernet._quantized_blocks import STEPS
 
 TRANSFORM = "transform"
 """How the names of kernel transforms begin."""
@@ -56,17 +58,34 @@ def inherited_subnet(space: SearchSpace, params: Params, arch: Arch) -> Params:
 
 
 def trainable_weights(space: SearchSpace, params: Params, arch: Arch) -> Params:
-    """1 for each weight that `arch` reads where kernel transforms are the identity, 0 for all others and transforms."""
+    """1 for each weight that `arch` reads where kernel transforms are the identity, 0 for all others and transforms.
+
+    Of learned steps it reads those of its own formats.
+    """
     used = {placed.slot.name: placed for placed in space.blocks(arch)}
 
     def mask(slot: str, weights: BlockParams) -> BlockParams:
         if slot not in used:
             unread: BlockParams = jax.tree.map(lambda array: jnp.asarray(np.zeros(array.shape, np.float32)), weights)
             return unread
-        read: BlockParams = _read_weights(used[slot].slot.block, used[slot].choice, weights)
-        return read
+        return _read_by(used[slot], weights)
 
     return {slot: mask(slot, weights) for slot, weights in params.items()}
+
+
+def _read_by(placed: PlacedBlock, weights: BlockParams) -> BlockParams:
+    """1 for each of the block's weights that it reads as `placed`, see `trainable_weights`; 0 for the others."""
+    shared = {operator: arrays for operator, arrays in weights.items() if operator != STEPS}
+    read: BlockParams = _read_weights(placed.slot.block, placed.choice, shared)
+    if placed.precision is not None and STEPS in weights:
+        read[STEPS] = {name: _read_steps(array, name, placed.precision) for name, array in weights[STEPS].items()}
+    return read
+
+
+def _read_steps(steps: Array, name: str, precision: Precision) -> Array:
+    code = precision[0] if name.endswith(".kernel") else precision[1]
+    read: Array = (jax.grad(learned_factor)(steps, code, 1) != 0.0).astype(jnp.float32)
+    return read
 
 
 def _has_transform(arrays: Mapping[str, Array]) -> bool:

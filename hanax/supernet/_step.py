@@ -68,6 +68,26 @@ class Lesson:
     recurs: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Teacher:
+    """A frozen network that others learn from: the largest one of `space` with `params`, with batch statistics.
+
+    The space need not be that of its students, but for their images and classes: a float net teaches quantized ones.
+    """
+
+    space: SearchSpace
+    params: Params
+
+    @property
+    def resolution(self) -> int:
+        """Of the images that it sees."""
+        return self.space.resolution(self.space.largest)
+
+    def logits(self, execution: Execution, x: Float[Array, "c h w n"]) -> Float[Array, "n classes"]:
+        """What it says of images at its `resolution`."""
+        return execution.logits(self.space, self.params, self.space.largest, x)
+
+
 Flat = dict[str, Array]
 """All kernels in one vector, all other parameters in another: an optimizer compiles for two arrays, not hundreds."""
 
@@ -87,17 +107,16 @@ def step_gradient(
     mean: Float[np.ndarray, " c"],
     std: Float[np.ndarray, " c"],
     *,
-    teacher: Params | None = None,
+    teacher: Teacher | None = None,
     execution: Execution = EXECUTIONS["chain"],
 ) -> tuple[Flat, Measures]:
     """Gradient by `params`, summed over `lessons`, and what was measured on the way.
 
     Args:
-        teacher: Weights whose largest subnet teaches, with batch statistics; None if that of the first lesson does, as
-            it is now (in-place distillation).
+        teacher: Who teaches; None if the subnet of the first lesson does, as it is now (in-place distillation).
         execution: How subnets are run.
     """
-    sides = {space.resolution(arch) for arch in (space.largest, *(lesson.arch for lesson in lessons))}
+    sides = {space.resolution(lesson.arch) for lesson in lessons} | ({teacher.resolution} if teacher else set())
     inputs = {side: prepare(batch.images, mean, std, side) for side in sorted(sides)}
 
     def forward(index: int) -> _Begun:
@@ -119,7 +138,7 @@ def step_gradient(
             logits = begun[2]
         else:
             own = map(forward, here)
-            logits = execution.logits(space, teacher, space.largest, inputs[space.resolution(space.largest)])
+            logits = teacher.logits(execution, inputs[teacher.resolution])
         predictions.set_result(_predict(logits, batch.labels))
         parts = [learn(own)] if here else []
         if others is not None:

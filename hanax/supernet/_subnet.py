@@ -70,7 +70,7 @@ class Subnet:
             space.require(description["space_fingerprint"], f"subnet {directory}")
         return cls(
             arch=Arch.parse(description["arch"]),
-            graph=_graph(description["graph"]),
+            graph=graph_of(description["graph"]),
             weights=load_weights(directory / "weights.npz"),
             space_fingerprint=description["space_fingerprint"],
             input_mean=tuple(description["input_mean"]),
@@ -79,7 +79,7 @@ class Subnet:
         )
 
 
-def _graph(description: dict[str, Any]) -> Graph:
+def graph_of(description: dict[str, Any]) -> Graph:
     """The graph whose `dataclasses.asdict` is `description`; JSON made lists of its tuples."""
 
     def restore(fields: dict[str, Any]) -> dict[str, Any]:

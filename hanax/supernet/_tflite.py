@@ -18,12 +18,14 @@ Shapes: a tensor of (channels, height, width) in the graph is (batch, height, wi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float32
 
-from hanax.search_spaces import INPUT, Graph, Operator, Shape
+from hanax.search_spaces import INPUT, INT8, Graph, Operator, Shape
+from hanax.supernet._quantized_net import IntegerKernel, QuantizedNet, nearest_integers
 from hanax.supernet._ranges import Ranges, activation_ranges
 from hanax.supernet._tflite_file import Activation, Call, Code, Options, Padding, Quantization, Tensor, write_tflite
 from hanax.supernet._weights import Weights, fold_batch_norm, n_classes
@@ -43,7 +45,7 @@ LEAST_WIDTH = 1e-30
 """A narrower range holds nothing but 0, for which any scale does; its own would not be a normal float32."""
 
 BIAS_BITS = 30
-"""A bias stays below 2^30, so that the sum that it begins fits 32 bits."""
+"""Least share of the output's scale, as a power of two, that a product's may have."""
 
 VERSIONS = {
     "float32": {},
@@ -95,6 +97,25 @@ def to_tflite_int8(graph: Graph, weights: Weights, images: Float32[np.ndarray, "
     return _Writer(graph, fold_batch_norm(graph, weights), batch, scales).write()
 
 
+def to_integer_tflite(net: QuantizedNet, *, batch: int = 1) -> bytes:
+    """A TFLite model of a quantized network, as of `to_tflite_int8`, with its integers and levels.
+
+    Where an operator has no form in integers for the levels of its tensors, these are spread further apart, see
+    `activation_scales`; such a model computes something else than the network.
+
+    Raises:
+        ValueError: An activation has fewer than 8 bits.
+    """
+    few = [name for name, levels in net.tensors.items() if levels.bits < INT8]
+    if few:
+        raise ValueError(
+            f"activations of a TFLite model have 8 bits; {len(few)} of this network have fewer, the first {few[0]} "
+            f"with {net.tensors[few[0]].bits}: export to ONNX, or quantize with int8 activations"
+        )
+    scales = activation_scales(net.graph, {name: levels.spread() for name, levels in net.tensors.items()})
+    return _Writer(net.graph, {}, batch, scales, net.kernels).write()
+
+
 def activation_scales(graph: Graph, ranges: Ranges) -> dict[str, Quantization]:
     """Scale and zero point of each tensor in `ranges`, such that every operator has a form in integers.
 
@@ -143,11 +164,20 @@ class _Writer:
     """Collects the tensors and operators of one model.
 
     Args:
+        folded: Kernels and biases by operator; not needed where there are `kernels`.
         scales: Of each activation, as `activation_scales` gives them; None for float32.
+        kernels: In integers; by default they are made of `folded`.
     """
 
-    def __init__(self, graph: Graph, folded: Weights, batch: int, scales: dict[str, Quantization] | None) -> None:
-        self.graph, self.folded, self.batch, self.scales = graph, folded, batch, scales
+    def __init__(
+        self,
+        graph: Graph,
+        folded: Weights,
+        batch: int,
+        scales: dict[str, Quantization] | None,
+        kernels: Mapping[str, IntegerKernel] | None = None,
+    ) -> None:
+        self.graph, self.folded, self.batch, self.scales, self.kernels = graph, folded, batch, scales, kernels
         self.tensors: list[Tensor] = []
         self.calls: list[Call] = []
         self.numbers: dict[str, int] = {}
@@ -190,36 +220,50 @@ class _Writer:
             self._call(Code.MUL, (raw, sixth), self._activation(op.name, op.out_shape), {0: Activation.NONE})
 
     def _weighted(self, op: Operator, source: int, output: Tensor, fused: Activation) -> int:
-        kernel, bias = self.folded[op.name]["kernel"], self.folded[op.name]["bias"]
-        if op.activation == "hsigmoid":
-            kernel, bias = (kernel, bias + 3) if self.scales is None else (kernel / 6, bias / 6 + 0.5)
+        if self.scales is not None:
+            integer = self._integers(op, output)
+            kernel, bias, scales = integer.integers, integer.bias, integer.scales
+        else:
+            kernel, bias, scales = self.folded[op.name]["kernel"], self.folded[op.name]["bias"], None
+            bias = bias + 3 if op.activation == "hsigmoid" else bias
         if op.kind == "dense":
-            constants = self._constants(op, kernel, bias, output, axis=0)
+            constants = self._constants(op, kernel, bias, scales, axis=0)
             logits = dataclasses.replace(output, shape=(self.batch, op.out_shape[0]))
             return self._call(Code.FULLY_CONNECTED, (source, *constants), logits, {0: fused})
         source, padding = self._pad(op, source)
         common = {0: padding, 1: op.stride, 2: op.stride}
         if op.is_depthwise:
-            constants = self._constants(op, kernel.transpose(1, 2, 3, 0), bias, output, axis=3)
+            constants = self._constants(op, kernel.transpose(1, 2, 3, 0), bias, scales, axis=3)
             options = common | {3: op.out_shape[0] // op.in_shape[0], 4: fused}
             return self._call(Code.DEPTHWISE_CONV_2D, (source, *constants), output, options)
-        constants = self._constants(op, kernel.transpose(0, 2, 3, 1), bias, output, axis=0)
+        constants = self._constants(op, kernel.transpose(0, 2, 3, 1), bias, scales, axis=0)
         version = GROUPED_CONV_VERSION if op.groups > 1 else None
         return self._call(Code.CONV_2D, (source, *constants), output, common | {3: fused}, version)
 
+    def _integers(self, op: Operator, output: Tensor) -> IntegerKernel:
+        """Kernel and bias of an operator in integers, with a hard sigmoid among them if it has one."""
+        assert self.scales is not None and output.quantization is not None, "with scales, every activation has one"
+        (of_input,), (of_output,) = self.scales[op.inputs[0]].scales, output.quantization.scales
+        if self.kernels is not None:
+            kernel = self.kernels[op.name].widened()
+        else:
+            kernel = nearest_integers(self.folded[op.name]["kernel"], self.folded[op.name]["bias"], WEIGHT_LEVELS)
+        # A smaller scale could not be seen in the output: in kernels of zeros or nearly so, this decides.
+        visible = of_output / of_input * 2.0**-BIAS_BITS
+        return (kernel.gated() if op.activation == "hsigmoid" else kernel).for_input(of_input, visible)
+
     def _constants(
-        self, op: Operator, kernel: np.ndarray, bias: np.ndarray, output: Tensor, axis: int
+        self, op: Operator, kernel: np.ndarray, bias: np.ndarray, scales: np.ndarray | None, axis: int
     ) -> tuple[int, int]:
         """Kernel and bias of an operator as tensors; `axis` of the kernel is that of its output channels."""
         of_kernel = of_bias = None
-        if self.scales is not None:
-            assert output.quantization is not None, "with scales, every activation has one"
-            (of_input,), (of_output,) = self.scales[op.inputs[0]].scales, output.quantization.scales
-            scales = _kernel_scales(np.moveaxis(kernel, axis, 0), bias, of_input, of_output)
-            of_kernel, of_bias = Quantization(tuple(scales), axis=axis), Quantization(tuple(of_input * scales))
-            along = np.expand_dims(scales, [other for other in range(kernel.ndim) if other != axis])
-            kernel = np.rint(kernel / along).clip(-WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
-            bias = np.rint(bias / (of_input * scales)).astype(np.int32)
+        if self.scales is not None and scales is not None:
+            along_input = self.scales[op.inputs[0]].scales[0] * scales.astype(np.float64)
+            of_kernel, of_bias = (
+                Quantization(tuple(scales.tolist()), axis=axis),
+                Quantization(tuple(along_input.tolist())),
+            )
+            bias = np.rint(bias / along_input).astype(np.int32)
         return (
             self._constant(f"{op.name}.kernel", kernel, of_kernel),
             self._constant(f"{op.name}.bias", bias, of_bias),
@@ -272,21 +316,6 @@ class _Writer:
         number = self._add(output)
         self.calls.append(Call(code, version or VERSIONS[self._type].get(code, 1), inputs, number, options))
         return number
-
-
-def _kernel_scales(
-    kernel: Float32[np.ndarray, "c_out ..."], bias: Float32[np.ndarray, " c_out"], of_input: float, of_output: float
-) -> np.ndarray:
-    """A scale per output channel, float64, shape (c_out,).
-
-    The kernel's largest value decides. A scale is not so small that the bias would not fit its integers, nor smaller
-    than what could be seen in the output: in kernels of zeros or nearly so, these decide.
-    """
-    largest = np.abs(kernel).reshape(len(kernel), -1).max(axis=1) / WEIGHT_LEVELS
-    for_bias = np.abs(bias) / (of_input * 2.0**BIAS_BITS)
-    visible = of_output / of_input * 2.0**-BIAS_BITS
-    scales: np.ndarray = np.maximum(np.maximum(largest, for_bias), visible).astype(np.float64)
-    return scales
 
 
 def _margins(op: Operator) -> list[tuple[int, int]] | None:

@@ -24,7 +24,7 @@ from jax import Array
 from jaxtyping import Float, Int32
 
 from hanax._files import read_lines, write_atomically
-from hanax.search_spaces import RESOLUTION, Arch, SearchSpace
+from hanax.search_spaces import RESOLUTION, Arch, SearchSpace, float_space
 from hanax.supernet._attentive import (
     AttentivePrior,
     Direction,
@@ -34,7 +34,7 @@ from hanax.supernet._attentive import (
     update_estimator,
 )
 from hanax.supernet._augment import augment, one_hot
-from hanax.supernet._chain import Params, Progress, compile_chain, init_params, prepare
+from hanax.supernet._chain import Params, Progress, compile_chain, init_params, prepare, with_steps
 from hanax.supernet._checkpoint import Checkpoints
 from hanax.supernet._evaluate import Evaluator, supernet_fingerprint
 from hanax.supernet._execution import Execution, choose_execution
@@ -48,6 +48,7 @@ from hanax.supernet._recipe import (
     Recipe,
     largest_within,
     phases,
+    quantized_phase,
     sample_within,
     single_phase,
     smallest_within,
@@ -61,6 +62,7 @@ from hanax.supernet._step import (
     Lesson,
     Measures,
     Objective,
+    Teacher,
     begin,
     descend,
     flatten,
@@ -126,7 +128,8 @@ def train_supernet(
 
     Raises:
         ValueError: The checkpoint in `directory` belongs to another training (names what differs), or to one that runs
-            subnets otherwise than the recipe asks for; or there are too few images for the recipe or to watch.
+            subnets otherwise than the recipe asks for; there are too few images for the recipe or to watch; or a
+            quantized space is to be trained by progressive shrinking or with attentive sampling.
         DivergedError: Too many rollbacks.
     """
     plan = phases(recipe, space, len(split.x_train))
@@ -170,13 +173,75 @@ def _compile(
 
 
 def recurring_subnets(space: SearchSpace, phase: Phase) -> tuple[Arch, ...]:
-    """The subnets that are in every step of `phase`, if it is long enough for executables of their own."""
-    if phase.steps < LEAST_RECURRENCES:
+    """The subnets that are in every step of `phase`, if they are worth executables of their own."""
+    # A whole quantized network takes minutes to compile, which no phase of its training makes up for.
+    if phase.steps < LEAST_RECURRENCES or any(slot.precision is not None for slot in space.slots):
         return ()
     if phase.draw == "sandwich":
         return (largest_within(space, phase.options), smallest_within(space, phase.options))
     resolutions = phase.options[space.column(RESOLUTION)]
     return (largest_within(space, phase.options),) if phase.draw == "largest" and len(resolutions) == 1 else ()
+
+
+def train_quantized(
+    space: SearchSpace,
+    params: Params,
+    split: Split,
+    recipe: Recipe,
+    directory: Path,
+    *,
+    fingerprint: str = "",
+    watch: Watch | None = None,
+    parallel: Parallel | None = None,
+    on_progress: Progress | None = None,
+    on_compiled: Progress | None = None,
+) -> Params:
+    """Weights of the supernet of a quantized `space`, trained on from the float ones `params`; resumable as all are.
+
+    A short phase of quantization-aware training, for all architectures and policies at once (quantized-for-all, as
+    OQA, Shen et al., 2021, arXiv:2010.04354, and BatchQuant, Bai et al., 2021, arXiv:2105.08952): each step takes the
+    largest subnet in the widest formats, the smallest in the narrowest, and random ones in random formats. All learn
+    from the labels and from the largest subnet of `params` in `float_space`, frozen and not quantized. With one format
+    each for weights and activations it is the usual quantization-aware training of a supernet.
+
+    Epochs, batches, augmentation, optimizer, label smoothing, distillation weight and the number of random subnets are
+    the recipe's; its schedule and its sampling are not used. Suitable are a fifth of the epochs of the float training
+    and a tenth of its learning rate, a short warmup, and no other augmentation. Learned steps, like batch norms, are
+    not decayed. Quantized blocks compute in float32; a `compute_dtype` of bfloat16 is for the teacher.
+
+    Args:
+        space: From `quantized_space`.
+        params: Weights of a supernet of its `float_space`; learned steps are added where there are none.
+        fingerprint: As for `train_supernet`, as are the other arguments. A checkpoint that began with other `params` is
+            refused, too.
+
+    Raises:
+        ValueError: `space` is not quantized; the checkpoint in `directory` belongs to another training (names what
+            differs), or to one that runs subnets otherwise than the recipe asks for; or there are too few images for
+            the recipe or to watch.
+        DivergedError: Too many rollbacks.
+    """
+    if not _is_quantized(space):
+        raise ValueError(f"{space.name} has no number formats to train in; make a space that has by quantized_space")
+    plan = (quantized_phase(recipe, space, len(split.x_train)),)
+    training = _Training(
+        space=space,
+        split=split,
+        recipe=recipe,
+        phases=plan,
+        identity=_identity(space, split, recipe, fingerprint) | {"float_weights": supernet_fingerprint(params)},
+        parallel=parallel or Parallel(),
+        watch=watch,
+        watched=_watched(space, recipe),
+        priors=(None,),
+        teacher=Teacher(float_space(space), params),
+    )
+    return training.run(
+        _copy(with_steps(space, params)),
+        directory,
+        on_progress=on_progress,
+        before=lambda params, execution: _compile(space, params, recipe, plan, execution, on_compiled),
+    )
 
 
 def train_subnet(
@@ -201,8 +266,9 @@ def train_subnet(
 
     Args:
         inherit: Start from these weights of a supernet (fine-tuning), whose function of `arch` is the same as before;
-            from fresh ones that suit `arch` alone, if None.
-        teacher: Weights of a supernet whose largest subnet teaches beside the labels; nobody does, if None.
+            from fresh ones that suit `arch` alone, if None. Those of a float supernet serve a quantized space, too.
+        teacher: Weights of a supernet whose largest subnet, not quantized, teaches beside the labels; nobody does, if
+            None.
         fingerprint: As for `train_supernet`, as are the other arguments; the subnet that is watched is `arch`.
 
     Raises:
@@ -216,7 +282,11 @@ def train_subnet(
         "inherit": None if inherit is None else supernet_fingerprint(inherit),
         "teacher": None if teacher is None else supernet_fingerprint(teacher),
     }
-    start = fresh_subnet(space, arch, recipe.seed) if inherit is None else _copy(inherited_subnet(space, inherit, arch))
+    start = (
+        fresh_subnet(space, arch, recipe.seed)
+        if inherit is None
+        else _copy(inherited_subnet(space, with_steps(space, inherit), arch))
+    )
     training = _Training(
         space=space,
         split=split,
@@ -227,14 +297,14 @@ def train_subnet(
         watch=watch,
         watched={"subnet": arch},
         priors=(None,),
-        teacher=teacher,
+        teacher=None if teacher is None else Teacher(float_space(space), teacher),
         trainable=flatten(trainable_weights(space, start, arch)),
     )
     return training.run(start, directory, on_progress=on_progress)
 
 
 def load_supernet(space: SearchSpace, directory: Path) -> Params:
-    """Weights of the last checkpoint that `train_supernet` or `train_subnet` wrote into `directory`.
+    """Weights of the last checkpoint that a training wrote into `directory`: of a supernet, or of a subnet alone.
 
     Raises:
         FileNotFoundError: There is none.
@@ -256,6 +326,10 @@ def _identity(space: SearchSpace, split: Split, recipe: Recipe, fingerprint: str
     }
 
 
+def _is_quantized(space: SearchSpace) -> bool:
+    return all(slot.precision is not None for slot in space.slots)
+
+
 def _watched(space: SearchSpace, recipe: Recipe) -> dict[str, Arch]:
     """The subnets to watch, by name: the same ones at any time of a training."""
     first, second = space.decode(space.sample(np.random.default_rng([recipe.seed, 4]), 2))
@@ -263,9 +337,18 @@ def _watched(space: SearchSpace, recipe: Recipe) -> dict[str, Arch]:
 
 
 def _prior(space: SearchSpace, recipe: Recipe, phase: Phase) -> AttentivePrior | None:
-    """The distribution of MACs of the phase's random subnets; None where nothing is drawn attentively."""
+    """The distribution of MACs of the phase's random subnets; None where nothing is drawn attentively.
+
+    Raises:
+        ValueError: Subnets of a quantized space are to be drawn attentively.
+    """
     if recipe.sampling == "uniform":
         return None
+    if _is_quantized(space):
+        raise ValueError(
+            f"sampling {recipe.sampling} compares subnets of equal MACs, which are the same in all number formats of "
+            f"{space.name}; use sampling uniform"
+        )
     return AttentivePrior.of(
         space, lambda rng, n: sample_within(space, rng, n, phase.options), np.random.default_rng([recipe.seed, 5])
     )
@@ -379,7 +462,7 @@ class _Training:
     watch: Watch | None
     watched: Mapping[str, Arch]
     priors: tuple[AttentivePrior | None, ...]
-    teacher: Params | None = None
+    teacher: Teacher | None = None
     trainable: Flat | None = None
 
     @property
@@ -562,14 +645,16 @@ class _Training:
         self, state: State, phase: Phase, execution: Execution, lessons: list[Lesson], batches: list[Batch]
     ) -> tuple[Flat, Measures]:
         """Gradient and measures, averaged over the shards of all processes."""
-        teacher = (self.teacher or state["teacher"]) if phase.teacher == "frozen" else None
+        frozen = (self.teacher or Teacher(self.space, state["teacher"])) if phase.teacher == "frozen" else None
 
         def work(weights: tuple[Params, Params | None], batch: Batch) -> tuple[Flat, Measures]:
-            params, teacher = weights
+            params, of_teacher = weights
+            teacher = None if frozen is None or of_teacher is None else Teacher(frozen.space, of_teacher)
             mean, std = self.split.mean, self.split.std
             return step_gradient(self.space, params, lessons, batch, mean, std, teacher=teacher, execution=execution)
 
-        results = self.parallel.over_devices(work, (state["params"], teacher), batches)
+        weights = (state["params"], None if frozen is None else frozen.params)
+        results = self.parallel.over_devices(work, weights, batches)
         return self.parallel.mean(mean_in_order(results))
 
     def _watch(self, state: State) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from hanax.supernet import (
 from hanax.supernet._distillation import alpha_divergence
 from hanax.supernet._recipe import largest_within, sample_within, smallest_within
 from hanax.supernet._single import fresh_subnet, inherited_subnet, trainable_weights
-from hanax.supernet._step import Batch, Lesson, Objective, descend, step_gradient, unflatten
+from hanax.supernet._step import Batch, Lesson, Objective, Teacher, descend, step_gradient, unflatten
 from hanax.supernet._train import draw_lessons
 
 OFA_SPACE = mobilenet_v3(resolutions=(128, 160, 224), n_classes=1000)
@@ -235,7 +235,9 @@ def test_a_frozen_teacher_adds_its_divergence_to_the_loss_on_the_labels(
     expected, slope = jax.jit(jax.value_and_grad(expected_loss))(params)
     lessons = [Lesson("random", arch, Objective(1.0, 0.1, 0.5, divergence)) for arch in archs]
     batch = Batch(split.x_train[:32], labels)
-    gradient, measures = step_gradient(TINY, params, lessons, batch, split.mean, split.std, teacher=teacher)
+    gradient, measures = step_gradient(
+        TINY, params, lessons, batch, split.mean, split.std, teacher=Teacher(TINY, teacher)
+    )
     np.testing.assert_allclose(sum(measures["loss"]), expected, rtol=1e-5)
     difference = np.linalg.norm(flat(unflatten(gradient, params)) - flat(slope))
     assert difference < 1e-4 * np.linalg.norm(flat(slope))

@@ -1,0 +1,162 @@
+"""Post-training quantization of one network: errors that never rise, moments that agree, accuracy that comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hanax.search_spaces import INPUT, Graph, Operator, uniform_plan
+from hanax.supernet import (
+    FoldedNet,
+    RoundedNet,
+    StaticNet,
+    correct_biases,
+    fold_batch_norm,
+    random_weights,
+    reconstruct,
+    reestimate_norms,
+    round_to_nearest,
+)
+
+N_IMAGES = 48
+
+
+def graph() -> Graph:
+    """Every kind of layer with a kernel, a gate, and a residual, in few shapes."""
+    narrow, wide, gate = (8, 5, 5), (16, 5, 5), (16, 1, 1)
+    return Graph(
+        (2, 9, 9),
+        (
+            Operator("stem", "conv", (INPUT,), (2, 9, 9), narrow, 3, 2, has_norm=True, activation="relu"),
+            Operator("expand", "conv", ("stem",), narrow, wide, has_norm=True, activation="hswish"),
+            Operator("depthwise", "conv", ("expand",), wide, wide, 3, 1, 16, has_norm=True, activation="relu"),
+            Operator("pool", "global_pool", ("depthwise",), wide, gate),
+            Operator("gate", "conv", ("pool",), gate, gate, has_bias=True, activation="hsigmoid"),
+            Operator("scaled", "multiply", ("depthwise", "gate"), wide, wide),
+            Operator("project", "conv", ("scaled",), wide, narrow, has_norm=True),
+            Operator("add", "add", ("project", "stem"), narrow, narrow),
+            Operator("mean", "global_pool", ("add",), narrow, (8, 1, 1)),
+            Operator("classify", "dense", ("mean",), (8, 1, 1), (5, 1, 1), has_bias=True),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((N_IMAGES, 2, 9, 9), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def net() -> FoldedNet:
+    rng = np.random.default_rng(0)
+    weights = random_weights(graph(), rng)
+    for entries in weights.values():
+        for name in entries.keys() - {"kernel"}:
+            entries[name] = rng.uniform(0.5, 1.5, entries[name].shape).astype(np.float32)
+    return FoldedNet(graph(), fold_batch_norm(graph(), weights))
+
+
+@pytest.fixture(scope="module")
+def nearest(net: FoldedNet, images: np.ndarray) -> RoundedNet:
+    return round_to_nearest(net, uniform_plan(net.graph, "int4", "int4"), images)
+
+
+@pytest.fixture(scope="module")
+def reconstructed(net: FoldedNet, images: np.ndarray) -> RoundedNet:
+    return reconstruct(net, uniform_plan(net.graph, "int4", "int4"), images, n_epochs=20)
+
+
+@pytest.fixture(scope="module")
+def exact(net: FoldedNet, images: np.ndarray) -> np.ndarray:
+    """Logits of the float network."""
+    unnormed = Graph(net.graph.input_shape, tuple(dataclasses.replace(op, has_norm=False, has_bias=op.is_weighted)
+                                                  for op in net.graph.operators))  # fmt: skip
+    return np.asarray(StaticNet(unnormed, net.weights)(images))
+
+
+def error(rounded: RoundedNet, exact: np.ndarray, images: np.ndarray) -> float:
+    """Squared error of the logits as a share of their variance."""
+    return float(np.square(rounded.logits(images) - exact).mean() / exact.var())
+
+
+def test_reconstruction_never_raises_an_error_and_lowers_most(reconstructed: RoundedNet) -> None:
+    assert set(reconstructed.errors) == {"stem", "expand", "depthwise", "gate", "project", "classify"}
+    for before, after in reconstructed.errors.values():
+        assert after <= before * (1 + 1e-5)
+    for name in ("expand", "depthwise", "project"):
+        before, after = reconstructed.errors[name]
+        assert after < 0.95 * before, name
+    assert "depthwise" in str(reconstructed)
+
+
+def test_reconstruction_brings_the_logits_nearer(
+    nearest: RoundedNet, reconstructed: RoundedNet, exact: np.ndarray, images: np.ndarray
+) -> None:
+    assert error(reconstructed, exact, images) < 0.8 * error(nearest, exact, images)
+    assert error(nearest, exact, images) > 0.001
+
+
+@pytest.mark.parametrize("kind", ["nearest", "reconstructed", "norms"])
+def test_kernels_hold_no_more_than_the_numbers_of_their_formats(
+    kind: str, net: FoldedNet, nearest: RoundedNet, reconstructed: RoundedNet, images: np.ndarray
+) -> None:
+    rounded = {"nearest": nearest, "reconstructed": reconstructed}.get(kind) or reestimate_norms(net, nearest, images)
+    for name, entries in rounded.weights.items():
+        scale = entries["scale"].reshape(-1, *[1] * (entries["kernel"].ndim - 1))
+        integers = entries["kernel"] / scale
+        assert integers == pytest.approx(np.rint(integers), abs=1e-3)
+        assert np.abs(integers).max() < (64.5 if name in ("gate", "classify") else 7.5)
+
+
+def test_corrected_biases_give_every_channel_its_mean(
+    net: FoldedNet, nearest: RoundedNet, exact: np.ndarray, images: np.ndarray
+) -> None:
+    corrected = correct_biases(net, nearest, images)
+    bias, before = (np.abs((each.logits(images) - exact).mean(axis=0)).max() for each in (corrected, nearest))
+    assert bias < 0.2 * before
+    for name in ("depthwise", "project"):
+        before, after = corrected.errors[name]
+        assert after < before
+        assert (corrected.weights[name]["kernel"] == nearest.weights[name]["kernel"]).all()
+
+
+def test_reestimated_norms_leave_the_integers_and_what_has_no_norm(
+    net: FoldedNet, nearest: RoundedNet, images: np.ndarray
+) -> None:
+    adapted = reestimate_norms(net, nearest, images)
+    for name in ("gate", "classify"):
+        assert (adapted.weights[name]["bias"] == nearest.weights[name]["bias"]).all()
+    for name in ("stem", "depthwise"):
+        old, new = nearest.weights[name], adapted.weights[name]
+        gain = new["scale"] / old["scale"]
+        assert new["kernel"] == pytest.approx(old["kernel"] * gain.reshape(-1, 1, 1, 1), rel=1e-5)
+        assert not (gain == 1).all()
+
+
+def test_a_network_that_is_not_rounded_is_not_changed(net: FoldedNet, exact: np.ndarray, images: np.ndarray) -> None:
+    plan = uniform_plan(net.graph, "float32", "float32")
+    kernels = dict.fromkeys(plan.kernels, 1000)
+    tensors = dict.fromkeys(plan.tensors, 1000)
+    plan = dataclasses.replace(plan, kernels=kernels, tensors=tensors | {"expand.raw": 1000})
+    rounded = correct_biases(net, round_to_nearest(net, plan, images), images)
+    assert rounded.logits(images) == pytest.approx(exact, rel=1e-3, abs=1e-3)
+    assert max(after for _, after in rounded.errors.values()) < 1e-9
+
+
+def test_accuracy_is_the_share_of_right_classes(nearest: RoundedNet, images: np.ndarray) -> None:
+    labels = nearest.logits(images).argmax(axis=1)
+    labels[:12] = (labels[:12] + 1) % 5
+    assert nearest.accuracy(images, labels, chunk=20) == pytest.approx(0.75)
+
+
+def test_what_cannot_be_reconstructed_is_refused(net: FoldedNet, nearest: RoundedNet, images: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="there are none"):
+        reconstruct(net, nearest.plan, images[:0])
+    with pytest.raises(ValueError, match="n_epochs must be at least 1"):
+        reconstruct(net, nearest.plan, images, n_epochs=0)
+    with pytest.raises(ValueError, match="none for stem"):
+        round_to_nearest(net, dataclasses.replace(nearest.plan, kernels={}), images)
+    with pytest.raises(ValueError, match="there are none"):
+        correct_biases(net, nearest, images[:0])
