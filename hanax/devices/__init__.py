@@ -18,7 +18,7 @@ from hanax.devices._block_table import (
 )
 from hanax.devices._bundle import BoardResults, BundleError, import_results, read_results, write_bundle
 from hanax.devices._collect import collect_latency
-from hanax.devices._cost_models import CostModel, code_costs, cost_column, cost_device, graph_costs
+from hanax.devices._cost_models import CostModel, PolicyModel, code_costs, cost_column, cost_device, graph_costs
 from hanax.devices._cost_table import CostDevice, CostTable, collect_costs
 from hanax.devices._counts import Macs, Params, PeakMemory
 from hanax.devices._device_table import DeviceTable, TableKind
@@ -31,8 +31,9 @@ from hanax.devices._local_agent import Agent, AgentError, LocalAgent, agent_comm
 from hanax.devices._measure import Measurement, Method, measure, median_interval
 from hanax.devices._merge_tables import ConflictError, merge_tables
 from hanax.devices._modelled import COST_MODELS, ModelFileError, cost_model_names, find_cost_model
-from hanax.devices._parity import Parity, check_parity
+from hanax.devices._parity import Parity, check_parity, runtime_outputs
 from hanax.devices._places import Place, PlaceError, find_place, start_agent_at
+from hanax.devices._policy_costs import BitOperations, ModelSize, kernel_precisions, operator_bits, policy_costs
 from hanax.devices._reliability import Reliability
 from hanax.devices._requests import (
     STAGES,
@@ -84,6 +85,7 @@ __all__ = [
     "BitFusion",
     "BitFusionCost",
     "BitFusionTable",
+    "BitOperations",
     "Bits",
     "BlockCost",
     "BlockKey",
@@ -115,11 +117,13 @@ __all__ = [
     "Measurement",
     "Method",
     "ModelFileError",
+    "ModelSize",
     "Params",
     "Parity",
     "PeakMemory",
     "Place",
     "PlaceError",
+    "PolicyModel",
     "Purpose",
     "Reliability",
     "Roofline",
@@ -160,6 +164,7 @@ __all__ = [
     "import_results",
     "install_command",
     "install_runtime",
+    "kernel_precisions",
     "load_atlas",
     "load_model",
     "measure",
@@ -167,10 +172,13 @@ __all__ = [
     "median_interval",
     "merge_tables",
     "open_table",
+    "operator_bits",
     "overhead_ms",
+    "policy_costs",
     "read_results",
     "roofline_latency_s",
     "run_model",
+    "runtime_outputs",
     "runtime_python",
     "start_agent_at",
     "sum_of_blocks",

@@ -39,7 +39,7 @@ from jaxtyping import Float
 
 from hanax.devices._cost_models import Setting
 from hanax.devices._stored_table import TableError
-from hanax.search_spaces import Graph, Operator, Shape
+from hanax.search_spaces import Graph, Operator, Precision, Shape, operator_precision
 
 Layer = tuple[int, int, int, int, int, int, int]
 """Input channels, output channels, input height (= width), kernel size, stride, padding, groups."""
@@ -50,6 +50,8 @@ COSTS = ("latency_ms", "energy_mj")
 FILE_KEYS = ("latency", "energy")
 VARIABLE = "HANAX_BITFUSION"
 """The environment variable that may name the file."""
+POLICY_NAME = "bitfusion"
+"""The device that costs each network of a quantized space by its policy."""
 FILE = "BitFusion_new.b1.dict of github.com/mit-han-lab/apq (folder lut)"
 
 
@@ -178,7 +180,7 @@ class BitFusionTable:
             ValueError: The file has no rows for `bits`.
         """
         if bits not in self.bits:
-            raise ValueError(f"{FILE} has W/A bits {self.bits}; asked for was {bits}")
+            raise ValueError(f"{FILE} has W/A bits {self.bits}, integers; asked for was {bits}")
         if not op.is_weighted:
             return (0.0, 0.0), "exact"
         padding = op.kernel_size // 2
@@ -249,20 +251,23 @@ class BitFusionTable:
 
 @dataclass(frozen=True, eq=False)
 class BitFusion:
-    """The table as a cost model, at one pair of bits for all operators or with some for each.
+    """The table as a cost model, at one pair of bits for all operators, some for each, or those of a policy.
 
     Attributes:
-        bits: As for `BitFusionTable.graph_cost`; names of operators are the same in each network of a space.
+        bits: As for `BitFusionTable.graph_cost`; names of operators are the same in each network of a space. None is
+            the bits of the policy, which the codes of a quantized space hold and a graph alone does not: `code_costs`.
     """
 
     table: BitFusionTable
-    bits: Bits | Mapping[str, Bits] = (8, 8)
+    bits: Bits | Mapping[str, Bits] | None = (8, 8)
     costs: ClassVar[tuple[str, ...]] = COSTS
     combine: ClassVar[Literal["sum", "max"]] = "sum"
 
     @property
     def name(self) -> str:
-        """``bitfusion-wXaY``, or ``bitfusion-mixed``."""
+        """``bitfusion-wXaY``, ``bitfusion-mixed``, or ``bitfusion`` for a policy's bits."""
+        if self.bits is None:
+            return POLICY_NAME
         return f"bitfusion-w{self.bits[0]}a{self.bits[1]}" if isinstance(self.bits, tuple) else "bitfusion-mixed"
 
     @property
@@ -278,18 +283,43 @@ class BitFusion:
     @property
     def settings(self) -> tuple[Setting, ...]:
         """The file and the bits."""
-        bits = self.bits if isinstance(self.bits, tuple) else dict(sorted(self.bits.items()))
-        return (("file", self.table.sha256), ("bits", json.dumps(bits)))
+        bits = dict(sorted(self.bits.items())) if isinstance(self.bits, Mapping) else self.bits
+        return (("file", self.table.sha256), ("bits", "policy" if bits is None else json.dumps(bits)))
 
     @property
     def reads_names(self) -> bool:
         """Whether there are bits for each operator."""
-        return not isinstance(self.bits, tuple)
+        return isinstance(self.bits, Mapping)
 
     def costs_of(self, operators: list[Operator]) -> tuple[float, ...]:
-        """Latency in ms and energy in mJ of `operators`."""
-        fallback = self.table.bits[-1]
-        costs = [self.table.layer_cost(op, _bits_of(op, self.bits, fallback))[0] for op in operators]
+        """Latency in ms and energy in mJ of `operators`.
+
+        Raises:
+            ValueError: The bits are those of a policy, or the file has no rows for some.
+        """
+        if self.bits is None:
+            raise ValueError(
+                f"{self.name} costs a network by its policy, which only the codes of a quantized space hold; "
+                "for another space choose bitfusion-w8a8 or the like"
+            )
+        return self._sums(operators, {op.name: _bits_of(op, self.bits, self.table.bits[-1]) for op in operators})
+
+    def costs_under(self, operators: list[Operator], precision: Precision | None) -> tuple[float, ...]:
+        """The same of a block of that precision.
+
+        Raises:
+            ValueError: The bits are given, and not the policy's; or there is no policy, or no rows for its formats.
+        """
+        if precision is None:
+            return self.costs_of(operators)
+        if self.bits is not None:
+            raise ValueError(
+                f"{self.name} costs all networks at its own bits; for a space with a policy use {POLICY_NAME}"
+            )
+        return self._sums(operators, {op.name: operator_precision(op, precision) for op in operators})
+
+    def _sums(self, operators: list[Operator], bits: Mapping[str, Bits]) -> tuple[float, ...]:
+        costs = [self.table.layer_cost(op, bits[op.name])[0] for op in operators if op.is_weighted]
         return sum(latency_ms for latency_ms, _ in costs), sum(energy_mj for _, energy_mj in costs)
 
 

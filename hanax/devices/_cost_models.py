@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from hanax.devices._cost_table import CostDevice
-from hanax.search_spaces import Graph, Operator, SearchSpace, fold_blocks
+from hanax.search_spaces import Graph, Operator, Precision, SearchSpace, fold_blocks, fold_precise_blocks
 
 Setting = tuple[str, str | int | float]
 
@@ -52,22 +52,33 @@ class CostModel(Protocol):
         """The `costs` of a network or of a block of one, for one image; operators in execution order."""
 
 
+@runtime_checkable
+class PolicyModel(Protocol):
+    """A `CostModel` whose costs also depend on the number formats of a block, which its operators do not tell."""
+
+    def costs_under(self, operators: list[Operator], precision: Precision | None) -> tuple[float, ...]:
+        """The costs of a block of that precision, None for one that computes in floating point."""
+
+
 def cost_device(model: CostModel) -> CostDevice:
     """What tables of `model` are tied to."""
     return CostDevice(model.name, model.settings)
 
 
 def graph_costs(model: CostModel, graph: Graph) -> dict[str, float]:
-    """Every cost of one network, by name."""
+    """Every cost of one network, by name; a graph says nothing about number formats."""
     return dict(zip(model.costs, model.costs_of(list(graph.operators)), strict=True))
 
 
 def code_costs(model: CostModel, space: SearchSpace, codes: Int[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
     """The costs of many networks, in the order of ``model.costs``; what `graph_costs` says of each.
 
-    A block is costed once per choice and input shape, whatever the number of architectures.
+    A `PolicyModel` sees the number formats of each block as well. A block is costed once per choice (and precision) and
+    input shape, whatever the number of architectures.
     """
     combine = np.add if model.combine == "sum" else np.maximum
+    if isinstance(model, PolicyModel) and not model.reads_names:
+        return fold_precise_blocks(space, codes, model.costs_under, len(model.costs), combine)
     return fold_blocks(space, codes, model.costs_of, len(model.costs), combine, reads_names=model.reads_names)
 
 

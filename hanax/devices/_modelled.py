@@ -6,19 +6,24 @@ import os
 from pathlib import Path
 
 from hanax.devices import _bitfusion
-from hanax.devices._bitfusion import BitFusion, BitFusionTable
+from hanax.devices._bitfusion import POLICY_NAME, BitFusion, BitFusionTable, Bits
 from hanax.devices._cost_models import CostModel
 from hanax.devices._counts import COUNTS
+from hanax.devices._policy_costs import BitOperations, ModelSize
 from hanax.devices._roofline import ROOFLINES
 from hanax.devices._systolic import SYSTOLIC_ARRAYS
 
-_MODELS: tuple[CostModel, ...] = (*COUNTS, *ROOFLINES, *SYSTOLIC_ARRAYS)
+_MODELS: tuple[CostModel, ...] = (*COUNTS, ModelSize(), BitOperations(), *ROOFLINES, *SYSTOLIC_ARRAYS)
 
 COST_MODELS: dict[str, CostModel] = {model.name: model for model in _MODELS}
 """The cost models that need nothing, by name; users make others of the same classes with their own parameters."""
 
-BITFUSION_BITS = {f"bitfusion-w{bits}a{bits}": (bits, bits) for bits in (4, 6, 8)}
-"""The BitFusion devices by name, with the bits of all weights and activations; they need the public file."""
+BITFUSION_BITS: dict[str, Bits | None] = {
+    **{f"bitfusion-w{bits}a{bits}": (bits, bits) for bits in (4, 6, 8)},
+    POLICY_NAME: None,
+}
+"""The BitFusion devices by name, with the bits of all weights and activations, None for those of a quantized space's
+policies; they need the public file."""
 
 
 class ModelFileError(ValueError):

@@ -26,6 +26,29 @@ class Parity:
     n_images: int
 
 
+def runtime_outputs(
+    agent: Agent, name: str, model: bytes, images: Float32[np.ndarray, "n c h w"]
+) -> Float32[np.ndarray, "n classes"]:
+    """What `model` computes for `images` on the device behind `agent`, as many at a time as that takes.
+
+    Args:
+        name: For errors.
+
+    Raises:
+        AgentError: The agent failed, or its answer is not one array of finite numbers per image.
+        ValueError: The images are no multiple of the device's batch.
+    """
+    identify(agent)
+    batch = agent.spec.batch
+    if len(images) == 0 or len(images) % batch:
+        raise ValueError(f"{agent.spec.name} takes {batch} images at a time; got {len(images)}, no multiple of it")
+    sha256 = load_model(agent, name, model, (batch, *images.shape[1:]), seed=0)
+    starts = range(0, len(images), batch)
+    found = np.concatenate([run_model(agent, name, sha256, images[start : start + batch]) for start in starts])
+    unload_model(agent, name, sha256)
+    return found
+
+
 def check_parity(
     agent: Agent,
     name: str,
@@ -42,14 +65,7 @@ def check_parity(
         AgentError: The agent failed, or its output has another shape than expected.
         ValueError: The images are no multiple of the device's batch.
     """
-    identify(agent)
-    batch = agent.spec.batch
-    if len(images) == 0 or len(images) % batch:
-        raise ValueError(f"{agent.spec.name} takes {batch} images at a time; got {len(images)}, no multiple of it")
-    sha256 = load_model(agent, name, model, (batch, *images.shape[1:]), seed=0)
-    starts = range(0, len(images), batch)
-    found = np.concatenate([run_model(agent, name, sha256, images[start : start + batch]) for start in starts])
-    unload_model(agent, name, sha256)
+    found = runtime_outputs(agent, name, model, images)
     if found.shape != expected.shape:
         agent.fail("run", name, f"its outputs have shape {found.shape}; expected {expected.shape}")
     difference = found.astype(np.float64) - expected

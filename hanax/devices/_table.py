@@ -22,7 +22,7 @@ from hanax.devices._stored_table import (
     require_device,
     write_table,
 )
-from hanax.search_spaces import Arch, SearchSpace, graph_features
+from hanax.search_spaces import Arch, SearchSpace, graph_features, precision_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -231,7 +231,7 @@ class LatencyTable:
         Rows that did not reach the confidence asked for; passes that disagree by more than the others do; many
         networks with the very same latency; networks whose typical run is far slower than their fastest ones; outliers
         of a fit to MACs, operators and memory traffic; and networks that contain another one, being at least as large
-        in every decision, yet are faster than it with intervals that do not overlap.
+        in every decision and in the same number formats, yet are faster than it with intervals that do not overlap.
 
         Raises:
             SpaceMismatchError: The table belongs to another space.
@@ -311,11 +311,13 @@ class LatencyTable:
     def _inversions(self, space: SearchSpace) -> list[str]:
         codes = space.encode([Arch.parse(text) for text in self.frame["arch"]])
         marked = np.where(space.active(codes), codes, -1)
+        formats = precision_columns(space)  # more bits need not take longer
         low, high = (self.frame[name].to_numpy(dtype=np.float64) for name in ("latency_low_ms", "latency_high_ms"))
         arch = self.frame["arch"].to_list()
         pairs: list[tuple[int, int]] = []
         for large in range(len(marked)):
             is_inside = (marked <= marked[large]).all(axis=1) & (marked != marked[large]).any(axis=1)
+            is_inside &= ((marked == marked[large]) | (marked < 0))[:, formats].all(axis=1)
             pairs += [(large, small) for small in np.flatnonzero(is_inside & (high[large] < low)).tolist()]
         pairs.sort(key=lambda pair: high[pair[0]] / low[pair[1]])
         found = [

@@ -14,6 +14,11 @@ from hanax.predictors._latency_features import latency_feature_groups, latency_f
 from hanax.predictors._operation_wise import OperationWisePredictor
 from hanax.predictors._predictor import Predictor
 from hanax.predictors._principal_components import PrincipalComponentsPredictor
+from hanax.predictors._quantized_accuracy import (
+    QuantizedAccuracyPredictor,
+    quantized_feature_groups,
+    quantized_features,
+)
 from hanax.predictors._ridge import RidgePredictor
 from hanax.predictors._source_pool import SourcePool
 from hanax.predictors._transfer import TransferPredictor
@@ -30,6 +35,7 @@ __all__ = [
     "Predictor",
     "PredictorCard",
     "PrincipalComponentsPredictor",
+    "QuantizedAccuracyPredictor",
     "RidgePredictor",
     "SourcePool",
     "TransferPredictor",
@@ -43,5 +49,7 @@ __all__ = [
     "load_predictor",
     "make_card",
     "predictor_features",
+    "quantized_feature_groups",
+    "quantized_features",
     "save_predictor",
 ]

@@ -14,9 +14,21 @@ import numpy as np
 from hanax.predictors._features import Codes, reference_codes
 from hanax.predictors._leave_one_out import Floats
 from hanax.predictors._source_pool import Groups
-from hanax.search_spaces import INPUT, RESOLUTION, CellBlock, Decision, SearchSpace, Shape, Slot, graph_features
+from hanax.search_spaces import (
+    INPUT,
+    RESOLUTION,
+    CellBlock,
+    Decision,
+    SearchSpace,
+    Shape,
+    Slot,
+    decides_precision,
+    graph_features,
+)
 
 TOTALS = ("macs", "params", "traffic_values", "operators")
+PRECISION_TOTALS = ("kernel_bits", "bit_operations")
+"""Further ones where a space decides about precision."""
 
 
 def accuracy_features(space: SearchSpace, codes: Codes) -> Floats:
@@ -27,7 +39,8 @@ def accuracy_features(space: SearchSpace, codes: Codes) -> Floats:
     * ``options``: one column per option of every decision, 1 where it is taken and counts.
     * ``stages``: the same, added up over the decisions of one kind in one stage: its blocks are alike.
     * ``network``: the same, added up over the decisions of one kind in the whole network.
-    * ``totals``: logarithms of MACs, parameters, values moved and operators.
+    * ``totals``: logarithms of MACs, parameters, values moved and operators; where the space decides about precision,
+      of the bits of kernels and of MACs times bits, too.
     * ``sums``: `graph_features`.
 
     The first three together say how large an effect of, say, a kernel size is in general, how a stage differs from
@@ -48,10 +61,11 @@ def accuracy_feature_groups(space: SearchSpace) -> Groups:
 
 
 def _all_columns(space: SearchSpace, codes: Codes) -> dict[str, Floats]:
-    in_stage, in_network = _pooling(space)
+    in_stage, in_network = pooling(space)
     options = space.one_hot(codes)
     names, sums = graph_features(space, codes)
-    totals = np.log(sums[:, [names.index(name) for name in TOTALS]])
+    totals_named = (*TOTALS, *(PRECISION_TOTALS if decides_precision(space) else ()))
+    totals = np.log(sums[:, [names.index(name) for name in totals_named]])
     return {
         "options": options,
         "stages": options @ in_stage,
@@ -77,7 +91,7 @@ def _statistics(space: SearchSpace) -> dict[str, tuple[np.ndarray, Floats, Float
 
 
 @lru_cache(maxsize=16)
-def _pooling(space: SearchSpace) -> tuple[Floats, Floats]:
+def pooling(space: SearchSpace) -> tuple[Floats, Floats]:
     """Which options count as one in a stage, and in the network: 0 or 1, shapes (o, stages' sums) and (o, sums)."""
     in_stage, in_network = [], []
     slots = _slots_with_shapes(space)
@@ -96,7 +110,7 @@ def _membership(labels: Sequence[tuple[object, ...]]) -> Floats:
 
 
 def _kind(decision: Decision, slots: list[tuple[Slot, Shape]]) -> frozenset[tuple[str, str]]:
-    """What `decision` is about: the elastic parameters that it sets, or which blocks exist, or the resolution.
+    """What `decision` is about: the parameters or formats that it sets, or which blocks exist, or the resolution.
 
     All edges of a cell are of one kind, as each is the choice of an operator.
     """
@@ -106,6 +120,9 @@ def _kind(decision: Decision, slots: list[tuple[Slot, Shape]]) -> frozenset[tupl
         for parameter, setting in zip(slot.block.elastic, slot.settings, strict=True):
             if setting == decision.name:
                 kinds.add((block, "edge" if isinstance(slot.block, CellBlock) else parameter))
+        for parameter, fixed_or_name in zip(("weight_bits", "activation_bits"), slot.precision or (), strict=False):
+            if fixed_or_name == decision.name:
+                kinds.add((block, parameter))
         if slot.when is not None and slot.when.decision == decision.name:
             kinds.add((block, "existence"))
     return frozenset(kinds)
@@ -116,7 +133,8 @@ def _stage(decision: Decision, slots: list[tuple[Slot, Shape]]) -> frozenset[Sha
     return frozenset(
         shape
         for slot, shape in slots
-        if decision.name in slot.settings or (slot.when is not None and slot.when.decision == decision.name)
+        if decision.name in (*slot.settings, *(slot.precision or ()))
+        or (slot.when is not None and slot.when.decision == decision.name)
     )
 
 

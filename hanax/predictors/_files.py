@@ -25,6 +25,7 @@ from hanax.predictors._hierarchical_bayes import HierarchicalBayesPredictor
 from hanax.predictors._operation_wise import OperationWisePredictor
 from hanax.predictors._predictor import Predictor
 from hanax.predictors._principal_components import PrincipalComponentsPredictor
+from hanax.predictors._quantized_accuracy import QuantizedAccuracyPredictor
 from hanax.predictors._ridge import RidgePredictor
 from hanax.predictors._source_pool import SourcePool
 from hanax.predictors._transfer import TransferPredictor
@@ -40,6 +41,7 @@ PREDICTORS: dict[str, type[Any]] = {
     "operation-wise": OperationWisePredictor,
     "help": HelpPredictor,
     "accuracy": AccuracyPredictor,
+    "quantized-accuracy": QuantizedAccuracyPredictor,
 }
 FORMAT = "hanax-predictor-2"
 FIRST_FORMAT = "hanax-predictor-1"

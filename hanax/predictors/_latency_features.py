@@ -16,11 +16,14 @@ from hanax.predictors._leave_one_out import Floats
 from hanax.predictors._source_pool import Groups
 from hanax.search_spaces import (
     INPUT,
+    PRECISION_SUMS,
     Operator,
     SearchSpace,
     Shape,
     block_one_hot,
+    decides_precision,
     fold_blocks,
+    graph_features,
     live_operators,
     longest_path,
     operator_class,
@@ -46,7 +49,8 @@ def latency_features(space: SearchSpace, codes: Codes) -> Floats:
     * ``pairs``: the same for joint options of decisions of one block.
     * ``counts``, ``live_counts``: operators per class; those alone that their block's output depends on.
     * ``stages``: per number of a block's output channels, operators and MACs per class, all MACs and values moved.
-    * ``work``: MACs, values moved, operators, longest path and rooflines of the whole network, and their logarithms.
+    * ``work``: MACs, values moved, operators, longest path and rooflines of the whole network, and their logarithms;
+      where the space decides about precision, the bits of kernels, the bits read, and MACs times bits, too.
     * ``dead``: number of blocks whose output does not depend on their input. A runtime may drop what is before them, so
       that such networks say little about others.
 
@@ -114,7 +118,13 @@ def _sums(space: SearchSpace, codes: Codes) -> dict[str, Floats]:
         return row
 
     folded = fold_blocks(space, codes, summary, sum(sizes.values()))
-    return {name: folded[:, starts[name] : starts[name] + size] for name, size in sizes.items()}
+    sums = {name: folded[:, starts[name] : starts[name] + size] for name, size in sizes.items()}
+    if decides_precision(space):
+        names, in_bits = graph_features(space, codes)
+        sums["work"] = np.concatenate(
+            [sums["work"], in_bits[:, [names.index(name) for name in PRECISION_SUMS]]], axis=1
+        )
+    return sums
 
 
 def _output_shapes(space: SearchSpace) -> list[Shape]:

@@ -16,7 +16,15 @@ import pytest
 from latency_rows import latency_row as row
 
 from hanax.devices import COLUMNS, DeviceIdentity, DeviceMismatchError, LatencyTable, TableError
-from hanax.search_spaces import Arch, SearchSpace, SpaceMismatchError, mobilenet_v3, unique_rows
+from hanax.search_spaces import (
+    Arch,
+    SearchSpace,
+    SpaceMismatchError,
+    mobilenet_v3,
+    quantized_space,
+    unique_rows,
+    with_precision,
+)
 
 
 @pytest.fixture
@@ -260,6 +268,15 @@ def test_lint_finds_a_network_that_is_faster_than_one_inside_it(table: LatencyTa
     assert any(finding.startswith(f"{space.largest} contains ") for finding in planted.lint(space))
     overlapping = changed(planted, space.largest, latency_high_ms=second)
     assert not any(" contains " in finding for finding in overlapping.lint(space))
+
+
+def test_lint_does_not_expect_more_bits_to_take_longer(space: SearchSpace, identity: DeviceIdentity) -> None:
+    """On onnxruntime activations of fewer bits do: they are cut off at their last level."""
+    quantized, archs = quantized_space(space), space.encode([space.largest])
+    ends = [quantized.decode(with_precision(quantized, archs, bits, bits))[0] for bits in ("int4", "int8")]
+    rows = [row(arch, latency_ms) for arch, latency_ms in zip(ends, (2.0, 1.0), strict=True)]
+    table = LatencyTable.empty(quantized, identity).append(rows)
+    assert not any(" contains " in finding for finding in table.lint(quantized))
 
 
 def test_lint_tells_the_worst_inversions_one_by_one_and_counts_the_others(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hanax.predictors import accuracy_feature_groups, accuracy_features
-from hanax.predictors._accuracy_features import _pooling
+from hanax.predictors._accuracy_features import pooling
 from hanax.search_spaces import SearchSpace, fbnet, mobilenet_v3, nas_bench_201
 
 SPACES = [
@@ -44,7 +44,7 @@ def test_groups_follow_each_other_and_hold_all_columns(space: SearchSpace) -> No
 
 def test_options_of_one_kind_are_added_up_per_stage_and_over_the_network() -> None:
     space = SPACES[0]
-    in_stage, in_network = _pooling(space)
+    in_stage, in_network = pooling(space)
     codes = space.canonical(space.encode([space.largest, space.smallest]))
     counts = space.one_hot(codes) @ in_network
     # the largest: 24 or 32 px, depth 1 or 2, then kernel sizes 3, 5, 7 and expansions 3, 4, 6 of ten blocks
@@ -58,7 +58,7 @@ def test_options_of_one_kind_are_added_up_per_stage_and_over_the_network() -> No
 def test_edges_of_a_cell_are_of_one_kind() -> None:
     space = nas_bench_201()
     codes = space.sample(np.random.default_rng(3), 20)
-    counts = space.one_hot(codes) @ _pooling(space)[1]
+    counts = space.one_hot(codes) @ pooling(space)[1]
     n_operators = int(space.option_counts.max())
     edges = codes[:, [column for column, count in enumerate(space.option_counts) if count == n_operators]]
     expected = (edges[:, :, None] == np.arange(n_operators)).sum(axis=1)

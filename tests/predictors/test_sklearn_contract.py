@@ -7,9 +7,11 @@ from typing import Any
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from hanax.predictors import AccuracyPredictor, AdditivePredictor, RidgePredictor
+from hanax.predictors import AccuracyPredictor, AdditivePredictor, QuantizedAccuracyPredictor, RidgePredictor
 
 
-@parametrize_with_checks([RidgePredictor(), AdditivePredictor(), AccuracyPredictor()])
+@parametrize_with_checks(
+    [RidgePredictor(), AdditivePredictor(), AccuracyPredictor(), QuantizedAccuracyPredictor(hidden=(16, 16), n_nets=2)]
+)
 def test_scikit_learn_accepts_it_as_an_estimator(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
