@@ -31,6 +31,33 @@ devices:
 search: {searcher: {kind: nsga2, population: 20}, evaluations: 200, candidates: 4}
 """
 
+QUANTIZED_TINY = """
+seed: 3
+data: {path: digits, validation_fraction: 0.3}
+space:
+  stem_width: 8
+  stem_stride: 2
+  stage_widths: [8]
+  stage_strides: [1]
+  stage_activations: [relu]
+  stage_squeeze_excite: [false]
+  kernel_sizes: [3]
+  expand_ratios: [2, 3, 4]
+  depths: [1, 2]
+  head_width: 16
+  feature_width: 16
+supernet: {epochs: 1.5, batch_size: 64, learning_rate: 0.005, n_random_subnets: 1, watch_epochs: 0}
+quantization: {weights: [int4, int8], activations: [int8], epochs: 0.2}
+accuracy: {archs: 12, n_calibration: 100, n_validation: 300}
+devices: [{name: onnxruntime-int8, archs: 12, target_relative_ci: 0.5}]
+search:
+  searcher: {kind: nsga2, population: 20}
+  objectives: [accuracy, latency_ms, size_bytes]
+  evaluations: 100
+  candidates: 2
+"""
+"""A run that quantizes, with as few different blocks to compile as there can be."""
+
 
 @dataclass(frozen=True)
 class CommandLine:

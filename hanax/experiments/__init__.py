@@ -10,6 +10,9 @@ __all__ = [
     "AdaptationCard",
     "Experiment",
     "ExperimentError",
+    "Formats",
+    "ParityCertificate",
+    "QuantizedSupernetCard",
     "ReportData",
     "RunFolderError",
     "SearchOutcome",
@@ -20,6 +23,8 @@ __all__ = [
     "adapt",
     "adapt_from_table",
     "bundle_for_adapting",
+    "certify",
+    "deploy_quantized",
     "finetune",
     "load_experiment",
     "make_experiment",
@@ -27,6 +32,8 @@ __all__ = [
     "nb201_benchmark",
     "nb201_benchmarks",
     "ofa_benchmark",
+    "quantize_supernet",
+    "quantized_evaluator",
     "run_experiment",
     "search",
     "stage_states",
@@ -39,6 +46,9 @@ _HOME = {
     "AdaptationCard": "_adaptation_card",
     "Experiment": "_config",
     "ExperimentError": "_config",
+    "Formats": "_run_quantized",
+    "ParityCertificate": "_parity_certificate",
+    "QuantizedSupernetCard": "_run_quantized",
     "ReportData": "_report",
     "RunFolderError": "_folder",
     "SearchOutcome": "_api",
@@ -49,6 +59,8 @@ _HOME = {
     "adapt": "_adapt",
     "adapt_from_table": "_adapt",
     "bundle_for_adapting": "_adapt",
+    "certify": "_parity_certificate",
+    "deploy_quantized": "_deploy",
     "finetune": "_after",
     "load_experiment": "_config",
     "make_experiment": "_config",
@@ -56,6 +68,8 @@ _HOME = {
     "nb201_benchmark": "_tabular_benchmarks",
     "nb201_benchmarks": "_tabular_benchmarks",
     "ofa_benchmark": "_tabular_benchmarks",
+    "quantize_supernet": "_run_quantized",
+    "quantized_evaluator": "_run_quantized",
     "run_experiment": "_run",
     "search": "_api",
     "stage_states": "_folder",
@@ -69,9 +83,17 @@ if TYPE_CHECKING:
     from hanax.experiments._after import SubnetCard, finetune, train
     from hanax.experiments._api import SearchOutcome, search
     from hanax.experiments._config import Experiment, ExperimentError, load_experiment, make_experiment
+    from hanax.experiments._deploy import deploy_quantized
     from hanax.experiments._folder import RunFolderError, stage_states
+    from hanax.experiments._parity_certificate import ParityCertificate, certify
     from hanax.experiments._report import ReportData, write_report
     from hanax.experiments._run import run_experiment
+    from hanax.experiments._run_quantized import (
+        Formats,
+        QuantizedSupernetCard,
+        quantize_supernet,
+        quantized_evaluator,
+    )
     from hanax.experiments._tabular_benchmarks import (
         SurrogateBenchmark,
         TabularBenchmark,

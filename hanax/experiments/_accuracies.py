@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hanax._files import read_lines, write_atomically
 from hanax._intervals import wilson_interval
 from hanax.experiments._frames import read_frame, write_frame
-from hanax.search_spaces import Arch, graph_features
+from hanax.search_spaces import Arch, SearchSpace, format_name, graph_features, precision_columns
 
 if TYPE_CHECKING:
     from hanax.supernet import Evaluator
@@ -145,7 +145,8 @@ def collect_accuracy(
 
     Columns: ``arch``; ``accuracy``, a share of ``n_images`` validation images; ``accuracy_low`` and ``accuracy_high``,
     its 95 % Wilson interval; ``stopped``, whether a race put it out before the last image; ``n_calibration`` training
-    images set its batch norms; ``seconds``, the time from the result before to this one.
+    images set its batch norms; ``seconds``, the time from the result before to this one. In a quantized space ``arch``
+    says the formats too, and the identity of the ledger names those on offer and how ranges were calibrated.
 
     Args:
         data_fingerprint: Of the data set that the evaluator's images come from.
@@ -157,7 +158,13 @@ def collect_accuracy(
         AccuracyTableError: The table or the ledger belongs to another supernet or other images, or was collected in
             another way.
         SpaceMismatchError: The table belongs to another search space.
+        ValueError: Networks in number formats are to race.
     """
+    if race and _is_quantized(evaluator.space):
+        raise ValueError(
+            "a race is between networks of equal MACs, and number formats do not change them: those of few bits would "
+            "all be stopped; score them without a race"
+        )
     identity = _identity(evaluator, data_fingerprint, race)
     if path.exists():
         require_same(path, read_frame(path, evaluator.space)[1]["collected"], identity)
@@ -183,7 +190,22 @@ def _identity(evaluator: Evaluator, data_fingerprint: str, race: bool) -> dict[s
         "n_validation": evaluator.n_validation,
         "order_of_validation_images": "drawn" if race else "given",
         "race": {"first": RACE_FIRST, "confidence": RACE_CONFIDENCE, "cost": RACE_COST} if race else None,
+        **({"quantized": _quantization(evaluator)} if _is_quantized(evaluator.space) else {}),
     }
+
+
+def _is_quantized(space: SearchSpace) -> bool:
+    return any(slot.precision is not None for slot in space.slots)
+
+
+def _quantization(evaluator: Evaluator) -> dict[str, Any]:
+    """The formats on offer, of weights and of activations, and how ranges are calibrated."""
+    offered: dict[str, set[int]] = {"weight_bits": set(), "activation_bits": set()}
+    for column in precision_columns(evaluator.space):
+        decision = evaluator.space.decisions[column]
+        offered[decision.name.rpartition(".")[2]].update(decision.options)
+    formats = {kind: [format_name(code) for code in sorted(codes)] for kind, codes in offered.items()}
+    return formats | {"calibration": evaluator.calibration}
 
 
 def _score(

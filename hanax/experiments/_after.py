@@ -21,7 +21,7 @@ from hanax.experiments._folder import RunFolder, RunFolderError, stage_states
 from hanax.experiments._gather import EXPERIMENT_FILE, read_experiment
 from hanax.experiments._pipeline import Pipeline, open_pipeline
 from hanax.experiments._progress import Reporter, Silent
-from hanax.search_spaces import Arch, SearchSpace
+from hanax.search_spaces import Arch, SearchSpace, float_arch
 
 if TYPE_CHECKING:
     from hanax.supernet import Evaluator, Params, Subnet
@@ -160,7 +160,7 @@ def _train_alone(
     given = read_experiment(Path(run))
     experiment = change_experiment(given, changes)
     pipeline = open_pipeline(given, Path(run), reporter)
-    chosen = find_arch(pipeline.space, arch)
+    chosen = find_float_arch(pipeline, arch)
     if (path / EXPERIMENT_FILE).exists():
         raise RunFolderError(f"{path} is the folder of a run; choose another one for the subnet")
     inherited = pipeline.params if began_with == "inherited" else None
@@ -249,6 +249,31 @@ def _known_test(folder: Path) -> tuple[str, Score] | None:
     path = folder / CARD_FILE
     card = json.loads(path.read_text()) if path.exists() else {}
     return (card["weights_fingerprint"], Score(**card["test"])) if card.get("test") else None
+
+
+def find_float_arch(pipeline: Pipeline, arch: str | Arch) -> Arch:
+    """As `find_arch`, for what works in float32 alone, in a run that may quantize.
+
+    Raises:
+        ValueError: There is no such architecture; or `arch` has number formats, too: says what it is without.
+    """
+    if has_formats(pipeline, arch):
+        space = pipeline.searched_space
+        given = find_arch(space, arch)
+        raise ValueError(
+            f"{given} is an architecture with number formats, and a subnet is trained in float32: "
+            f"give {float_arch(space, given)}, which it is without them"
+        )
+    return find_arch(pipeline.space, arch)
+
+
+def has_formats(pipeline: Pipeline, arch: str | Arch) -> bool:
+    """Whether `arch` is of a run that quantizes and has number formats, which ``largest`` and ``smallest`` have not."""
+    searched = pipeline.searched_space
+    if arch in ("largest", "smallest") or len(searched.decisions) == len(pipeline.space.decisions):
+        return False
+    given = arch if isinstance(arch, Arch) else Arch.parse(arch)
+    return len(given.choices) == len(searched.decisions)
 
 
 def find_arch(space: SearchSpace, arch: str | Arch) -> Arch:

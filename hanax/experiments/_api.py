@@ -25,7 +25,8 @@ class SearchOutcome:
     Attributes:
         path: The run's folder, with ``report.html`` and the models.
         winners: One row per shipped net and device: architecture, predicted and measured latency with intervals,
-            validation and test accuracy, path of the ONNX model.
+            validation and test accuracy, path of the ONNX model; of an integer model also its policy, its latency in
+            float32, and whether its file is as accurate as promised.
     """
 
     path: Path
@@ -48,10 +49,11 @@ def search(
     data: str | Path | Arrays,
     *,
     out: str | Path,
-    devices: Sequence[str | Mapping[str, Any]] = ("onnxruntime-fp32",),
+    devices: Sequence[str | Mapping[str, Any]] | None = None,
     seed: int = 0,
     space: Mapping[str, Any] | None = None,
     supernet: Mapping[str, Any] | None = None,
+    quantization: Mapping[str, Any] | None = None,
     accuracy: Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,
     image_size: int | None = None,
@@ -67,8 +69,11 @@ def search(
             x_test, y_test)``: images (n, h, w) or (n, h, w, c), bytes or floats in [0, 1], and integer labels (n,).
             Arrays are kept as ``data.npz`` in `out`.
         out: The run's folder.
-        devices: Names, or sections of an experiment file such as ``{"name": ..., "max_latency_ms": 2.0}``.
+        devices: Names, or sections of an experiment file such as ``{"name": ..., "max_latency_ms": 2.0}``;
+            onnxruntime on this machine, if not given.
         space, supernet, accuracy, search: Sections of an experiment file, as mappings.
+        quantization: That section, if number formats are to be searched and integer models shipped; ``{}`` has its
+            defaults. Devices are then such as ``onnxruntime-int8``.
         image_size: Resize every image to this height and width.
         validation_fraction: Share of the training images kept out of training.
         reporter: Shows progress; nothing by default.
@@ -86,6 +91,9 @@ def search(
 
     path = Path(out)
     source = str(data) if isinstance(data, str | Path) else str(_keep_arrays(data, path))
+    sections: dict[str, Any] = {} if quantization is None else {"quantization": dict(quantization)}
+    if devices is not None:
+        sections["devices"] = [{"name": device} if isinstance(device, str) else dict(device) for device in devices]
     experiment = make_experiment(
         {
             "name": path.name,
@@ -94,8 +102,8 @@ def search(
             "space": dict(space or {}),
             "supernet": dict(supernet or {}),
             "accuracy": dict(accuracy or {}),
-            "devices": [{"name": device} if isinstance(device, str) else dict(device) for device in devices],
             "search": dict(search or {}),
+            **sections,
         },
         "hanax.search",
     )

@@ -20,6 +20,15 @@ from hanax.experiments._cli_bundles import bundle, import_results
 from hanax.experiments._cli_collect import collect_blocks, collect_end_to_end, collect_latency
 from hanax.experiments._cli_devices import devices
 from hanax.experiments._cli_parts import Set, stop
+from hanax.experiments._cli_quantize import quantize
+from hanax.experiments._cli_quantized import (
+    Activations,
+    Granularity,
+    Weights,
+    collect_quantized_accuracy,
+    formats_of,
+    quantize_supernet,
+)
 from hanax.experiments._cli_reproduce import reproduce
 from hanax.experiments._cli_search import search
 from hanax.experiments._cli_storage import storage
@@ -48,6 +57,8 @@ collect.command("end-to-end")(collect_end_to_end)
 app.command("adapt")(adapt)
 app.command("bundle")(bundle)
 app.command("import-results")(import_results)
+app.command("quantize")(quantize)
+app.command("quantize-supernet")(quantize_supernet)
 app.command("reproduce")(reproduce)
 app.command("search")(search)
 
@@ -189,7 +200,9 @@ def _print_winners(folder: Path) -> None:
     frame = pd.read_parquet(folder / "pareto.parquet")
     for device, rows in frame.groupby("device", sort=False):
         table = Table(title=f"Front on {device}", title_justify="left")
-        for name in ("net", "predicted ms", "measured ms", "off by", "test accuracy", "M MACs", "k params"):
+        is_integer = "policy" in rows.columns
+        names = ["net", "predicted ms", "measured ms", "off by", "test accuracy", "M MACs", "k params"]
+        for name in [*names, *(["float32 ms"] if is_integer else [])]:
             table.add_column(name, justify="left" if name == "net" else "right")
         for row in rows.to_dict("records"):
             name = Path(row["model_path"]).parent.name + (" (reference)" if row["reference"] else "")
@@ -201,8 +214,13 @@ def _print_winners(folder: Path) -> None:
                 f"{row['test_accuracy']:.1%}",
                 f"{row['macs'] / 1e6:.2f}",
                 f"{row['params'] / 1e3:.0f}",
+                *([f"{row['float_latency_ms']:.3f}"] if is_integer else []),
             )
         console.print(table)
+        if is_integer and not rows["parity"].all():
+            nets = ", ".join(Path(path).parent.name for path in rows.loc[~rows["parity"].astype(bool), "model_path"])
+            console.print(f"PARITY FAILED: the model files of {nets} do not do what was searched; see the "
+                          "report", style="bold red")  # fmt: skip
         console.print(read_certificate(folder, str(device)))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
@@ -259,30 +277,60 @@ def doctor(
 @collect.command("accuracy")
 def collect_accuracy(
     path: Run,
-    archs: Annotated[int, typer.Option(min=2, help="Subnets to have in the table, the ends among them.")],
     out: Annotated[
         Path, typer.Option(help="The table, a Parquet file; its .ledger.jsonl beside it lets it be resumed.")
     ],
+    archs: Annotated[int | None, typer.Option(min=2, help="Subnets to have in the table, the ends among them.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides which subnets.")] = 0,
     race: Annotated[
         bool, typer.Option("--race", help="Stop subnets when one with no more MACs is more accurate beyond doubt.")
     ] = False,
+    quant: Annotated[
+        bool, typer.Option("--quant", help="Score pairs of a subnet and number formats, with calibrated ranges.")
+    ] = False,
+    weights: Weights = None,
+    activations: Activations = None,
+    granularity: Granularity = None,
+    calibration: Annotated[
+        Literal["minmax", "percentile", "mse"], typer.Option(help="With --quant: how ranges of tensors are found.")
+    ] = "minmax",
+    supernet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --quant: weights that `hanax quantize-supernet` trained; by default those in the run, or else "
+            "its float supernet (post-training quantization).",
+        ),
+    ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="With --quant: score the column `arch` of this Parquet or CSV."),
+    ] = None,
 ) -> None:
     """Score subnets of a run's trained supernet, each with its own batch-norm calibration; resumable."""
     from hanax.experiments._fitting import draw_archs
     from hanax.experiments._progress import Terminal
 
     terminal = Terminal()
+    if quant:
+        if race:
+            raise typer.BadParameter("--race compares networks of equal MACs, which number formats do not change")
+        formats = formats_of(weights, activations, granularity)
+        return collect_quantized_accuracy(path, out, archs, from_, seed, formats, calibration, supernet, terminal)
+    if any(option is not None for option in (weights, activations, granularity, supernet, from_)):
+        raise typer.BadParameter("--weights, --activations, --granularity, --supernet and --from go with --quant")
+    if archs is None:
+        raise typer.BadParameter("give --archs, the number of subnets to score")
     pipeline = _pipeline(path, terminal)
     try:
         with terminal.live():
-            frame = pipeline.accuracy_table(draw_archs(pipeline.space, archs, [seed, 10]), out, race=race)
+            frame = pipeline.accuracy_table(draw_archs(pipeline.searched_space, archs, [seed, 10]), out, race=race)
     except KeyboardInterrupt:
         stop(f"Stopped. {out.with_suffix('.ledger.jsonl')} keeps what was scored; give the same command to go on.")
     n_stopped = int(frame["stopped"].sum())
     terminal.say(
         f"{out}: {len(frame)} subnets, accuracy {frame['accuracy'].min():.1%} to {frame['accuracy'].max():.1%} on "
-        f"{pipeline.evaluator.n_validation} validation images"
+        f"{pipeline.searched_evaluator.n_validation} validation images"
         + (f"; {n_stopped} were stopped before the last image" if race else "")
     )
 
@@ -296,12 +344,27 @@ def extract(
     arch: Arch,
     out: Annotated[Path, typer.Option(help="Folder for weights.npz and subnet.json.")],
 ) -> None:
-    """Extract a subnet of a run's supernet as a network of its own, its batch norms calibrated."""
-    from hanax.experiments._after import find_arch
+    """Extract a subnet of a run's supernet as a network of its own, its batch norms calibrated.
+
+    In a run that quantizes, an architecture with number formats becomes integers (quantized.npz and quantized.json);
+    one without is extracted in float32.
+    """
+    from hanax.experiments._after import find_arch, has_formats
     from hanax.experiments._progress import Terminal
+    from hanax.experiments._quantized_products import policy_text
 
     terminal = Terminal()
     pipeline = _pipeline(path, terminal)
+    if has_formats(pipeline, arch):
+        searched = pipeline.searched_space
+        chosen = find_arch(searched, arch)
+        net = pipeline.searched_evaluator.quantize(chosen)
+        net.save(out)
+        terminal.say(
+            f"{out}: {chosen}, in integers ({policy_text(searched, chosen)}), {net.size_bytes / 1e3:.1f} kB of weights"
+            f"; batch norms and ranges calibrated on {net.n_calibration} training images"
+        )
+        return
     chosen = find_arch(pipeline.space, arch)
     subnet = pipeline.evaluator.extract(chosen)
     subnet.save(out)

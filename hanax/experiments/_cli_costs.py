@@ -43,7 +43,15 @@ def collect_modelled(
     space: SearchSpace, device: str, out: Path, n_archs: int, seed: int, cost: str | None, model_file: Path | None
 ) -> None:
     """Compute a table of costs from the networks' graphs, and say where they are from."""
-    from hanax.devices import BitFusion, code_costs, collect_costs, cost_column, cost_device, find_cost_model
+    from hanax.devices import (
+        BitFusion,
+        code_costs,
+        collect_costs,
+        cost_column,
+        cost_device,
+        find_cost_model,
+        kernel_precisions,
+    )
     from hanax.experiments._fitting import draw_archs
 
     model = find_cost_model(device, model_file)
@@ -61,7 +69,12 @@ def collect_modelled(
     typer.echo(f"{out}: {len(costs)} networks on {device}, {table.cost} from {costs.min():.4g} to {costs.max():.4g}")
     typer.echo(f"{device}: {model.description}. Source: {model.source}")
     if isinstance(model, BitFusion):
-        found = [model.table.graph_cost(space.graph(arch), model.bits) for arch in table.archs()]
+        found = [
+            model.table.graph_cost(
+                space.graph(arch), kernel_precisions(space, arch) if model.bits is None else model.bits
+            )
+            for arch in table.archs()
+        ]
         shares = [(cost.exact_share, cost.interpolated_share, cost.extrapolated_share) for cost in found]
         exact, interpolated, extrapolated = (sum(of) / len(found) for of in zip(*shares, strict=True))
         typer.echo(

@@ -71,6 +71,18 @@ def _ofa_search(data: Path, quick: bool, say: Say) -> Reproduction:
     return reproduce_ofa_search(data, quick, say)
 
 
+def _joint(data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_joint import reproduce_joint
+
+    return reproduce_joint(data, quick, say)
+
+
+def _apq_transfer(data: Path, quick: bool, say: Say) -> Reproduction:
+    from hanax.experiments._reproduce_apq import N_DRAWS, load_tables, reproduce_apq
+
+    return reproduce_apq(load_tables, 2 if quick else N_DRAWS, say)
+
+
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """One thing that can be reproduced: in a sentence, and how, from the folder of the public files."""
@@ -98,12 +110,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Search by evolution beside the ofa package (Cai et al., 2020), which gets an environment of its own",
         _ofa_search,
     ),
+    "joint-vs-sequential": Experiment(
+        "Architecture and number formats searched together or in turn; trains a quantized supernet once", _joint
+    ),
     "nasflat": Experiment("Few-shot latency on twelve sets of devices (Akhauri & Abdelfattah, 2024)", _nasflat),
     "ofa-accuracy": Experiment(
         "Accuracy of Once-for-All subnets from 50 of them, on DyNAS-T's traces (Cummings et al., 2022)", _ofa_accuracy
     ),
     "macro-accuracy": Experiment(
         "Accuracy of all networks of NAS-Bench-Macro from 50 of them (Su et al., 2021)", _macro_accuracy
+    ),
+    "apq-transfer": Experiment(
+        "Accuracy of quantized subnets by transfer from unquantized ones (Wang et al., 2020); needs no files",
+        _apq_transfer,
     ),
 }
 
@@ -117,7 +136,7 @@ def reproduce(
     """Set a published result and simple methods beside ours."""
     if name is None:
         for known, experiment in EXPERIMENTS.items():
-            typer.echo(f"{known:14} {experiment.about}")
+            typer.echo(f"{known:19} {experiment.about}")
         return
     if name not in EXPERIMENTS:
         raise ValueError(f"no experiment is called {name!r}; there are {', '.join(EXPERIMENTS)}")

@@ -29,6 +29,10 @@ COLUMNS = {
     "latency_ms": ("predicted latency, ms", 1.0, ".4g"),
     "macs": ("MACs, M", 1e-6, ".2f"),
     "params": ("parameters, k", 1e-3, ".0f"),
+    "size_bytes": ("size, kB", 1e-3, ".1f"),
+    "bit_operations": ("bit operations, M", 1e-6, ".1f"),
+    "bitfusion_latency_ms": ("BitFusion latency, ms", 1.0, ".4g"),
+    "bitfusion_energy_mj": ("BitFusion energy, mJ", 1.0, ".4g"),
     "peak_activation_bytes": ("peak activations, KiB", 1 / 1024, ".1f"),
 }
 """For each cost: what a table calls it, with its unit; the factor to that unit; and how it is written."""

@@ -27,7 +27,23 @@ PACKAGED_FILES = _IN_WHEEL if _IN_WHEEL.exists() else _IN_CHECKOUT
 """The experiment files that come with Hanax, so that ``hanax run quickstart`` works from anywhere."""
 
 Activation = Literal["relu", "hswish"]
-Cost = Literal["accuracy", "latency_ms", "macs", "params", "peak_activation_bytes"]
+Cost = Literal[
+    "accuracy",
+    "latency_ms",
+    "macs",
+    "params",
+    "peak_activation_bytes",
+    "size_bytes",
+    "bit_operations",
+    "bitfusion_latency_ms",
+    "bitfusion_energy_mj",
+]
+
+BITFUSION_COSTS = ("bitfusion_latency_ms", "bitfusion_energy_mj")
+"""Costs on the BitFusion accelerator, which computes each block in its own bits; they need its public table."""
+
+POLICY_COSTS = ("size_bytes", "bit_operations", *BITFUSION_COSTS)
+"""Costs that number formats decide, so only a run that quantizes has them."""
 
 
 class ExperimentError(ValueError):
@@ -155,6 +171,52 @@ class SupernetConfig(Strict):
         return Recipe(**fields, augmentation=Augmentation(**dict(self.augmentation)), seed=seed)
 
 
+class QuantizationConfig(Strict):
+    """Number formats of weights and activations among the decisions; the run ships integer models.
+
+    Attributes:
+        weights: Formats on offer for weights, ``int2`` to ``int8``; one alone fixes it.
+        activations: Formats on offer for activations.
+        granularity: Whether every block but the first and the last decides, or the network as a whole.
+        calibration: How the ranges of tensors are found on the calibration images; see `hanax.supernet.Evaluator`.
+        epochs: Passes over the training images with quantization, after the supernet is trained in float32; a fifth of
+            the supernet's, if not given. 0: none, which is post-training quantization.
+        learning_rate: The highest one of these passes; a tenth of the supernet's, if not given.
+    """
+
+    weights: tuple[str, ...] = Field(default=("int4", "int6", "int8"), min_length=1)
+    activations: tuple[str, ...] = Field(default=("int4", "int6", "int8"), min_length=1)
+    granularity: Literal["block", "network"] = "block"
+    calibration: Literal["minmax", "percentile", "mse"] = "minmax"
+    epochs: float | None = Field(default=None, ge=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+
+    @field_validator("weights", "activations")
+    @classmethod
+    def _are_integers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from hanax.search_spaces import INT8, number_format
+
+        for name in names:
+            if number_format(name) > INT8:
+                raise ValueError(f"a run ships integer models, so formats are int2 to int8; {name} is none of them")
+        return names
+
+    def build(self, space: SearchSpace) -> SearchSpace:
+        """`space` with number formats among its decisions."""
+        from hanax.search_spaces import quantized_space
+
+        return quantized_space(space, weights=self.weights, activations=self.activations, granularity=self.granularity)
+
+    def recipe(self, supernet: SupernetConfig, seed: int) -> Recipe | None:
+        """How the quantized supernet is trained, which began as the one that `supernet` says; None: not at all."""
+        epochs = supernet.epochs / 5 if self.epochs is None else self.epochs
+        if epochs == 0:
+            return None
+        rate = supernet.learning_rate / 10 if self.learning_rate is None else self.learning_rate
+        changes = {"epochs": epochs, "learning_rate": rate, "schedule": "sandwich", "sampling": "uniform"}
+        return supernet.model_copy(update=changes).recipe(seed)
+
+
 class AccuracyConfig(Strict):
     """Accuracies that the accuracy predictor learns from.
 
@@ -167,6 +229,17 @@ class AccuracyConfig(Strict):
     archs: int = Field(default=60, ge=12)
     n_calibration: int = Field(default=1000, ge=1)
     n_validation: int = Field(default=2000, ge=1)
+
+
+INTEGER_FORMATS = ("onnx-int8", "tflite-int8")
+"""Model files that hold integers with fixed scales, as a run with `QuantizationConfig` ships them."""
+
+
+def integer_devices() -> list[str]:
+    """The devices of a run that quantizes."""
+    from hanax.devices import DEVICES
+
+    return [spec.name for spec in DEVICES.values() if spec.kind == "measured" and spec.model_format in INTEGER_FORMATS]
 
 
 class DeviceConfig(Strict):
@@ -404,6 +477,11 @@ class SearchConfig(Strict):
     constraints: tuple[ConstraintConfig, ...] = ()
     candidates: int = Field(default=24, ge=1)
 
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        """Those that the search looks at."""
+        return (*self.objectives, *(constraint.cost for constraint in self.constraints))
+
     @model_validator(mode="after")
     def _can_end(self) -> SearchConfig:
         if getattr(self.searcher, "sampler", None) == "linas" and self.evaluations > LINAS_EVALUATIONS:
@@ -431,9 +509,17 @@ class Experiment(Strict):
     data: DataConfig = DataConfig()
     space: SpaceConfig = SpaceConfig()
     supernet: SupernetConfig = SupernetConfig()
+    quantization: QuantizationConfig | None = None
     accuracy: AccuracyConfig = AccuracyConfig()
     devices: tuple[DeviceConfig, ...] = Field(default=(DeviceConfig(),), min_length=1)
     search: SearchConfig = SearchConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_for_a_device_that_runs_what_ships(cls, settings: Any) -> Any:
+        if isinstance(settings, dict) and settings.get("quantization") is not None and "devices" not in settings:
+            return settings | {"devices": [{"name": integer_devices()[0]}]}
+        return settings
 
     @model_validator(mode="after")
     def _devices_differ(self) -> Experiment:
@@ -464,11 +550,29 @@ class Experiment(Strict):
     def _devices_run_what_ships(self) -> Experiment:
         for device in self.devices:
             spec = device.spec()
-            if (spec.kind, spec.precision) != ("measured", "fp32"):
+            what = f"{spec.name} ({spec.kind}, {spec.precision})"
+            is_integer = spec.kind == "measured" and spec.model_format in INTEGER_FORMATS
+            if self.quantization is None and (spec.kind, spec.precision) != ("measured", "fp32"):
+                way_out = "; with a section `quantization` a run ships integer models" if is_integer else ""
                 raise ValueError(
-                    f"a run ships networks in float32 and times them, so {spec.name} ({spec.kind}, {spec.precision}) "
-                    "cannot be one of its devices; `hanax collect latency` makes tables for it"
+                    f"a run ships networks in float32 and times them, so {what} cannot be one of its devices; "
+                    f"`hanax collect latency` makes tables for it{way_out}"
                 )
+            if self.quantization is not None and not is_integer:
+                raise ValueError(
+                    f"a run with `quantization` ships and times integer models with fixed scales, so {what} cannot "
+                    f"be one of its devices; there are {', '.join(integer_devices())}. What a network takes in float32 "
+                    "is measured beside them; without `quantization` a run searches for float32 devices"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _costs_are_known(self) -> Experiment:
+        cost = next((cost for cost in self.search.costs if cost in POLICY_COSTS), None)
+        if self.quantization is None and cost is not None:
+            raise ValueError(
+                f"{cost} is decided by number formats; add a section `quantization`, or take params or macs"
+            )
         return self
 
     def build_space(self, dataset: ImageDataset) -> SearchSpace:
@@ -486,10 +590,14 @@ class Experiment(Strict):
         space = self.space.build(height, dataset.channels, dataset.n_classes)
         if isinstance(self.search.searcher, GridConfig):
             try:
-                self.search.searcher.build(space, len(self.search.objectives), self.seed)
+                self.search.searcher.build(self.searched_space(space), len(self.search.objectives), self.seed)
             except ValueError as error:
                 raise ExperimentError(f"search.searcher: {error}; choose another kind than grid") from error
         return space
+
+    def searched_space(self, space: SearchSpace) -> SearchSpace:
+        """What is searched: `space`, with number formats among its decisions if the run quantizes."""
+        return space if self.quantization is None else self.quantization.build(space)
 
     def objectives(self) -> tuple[Objective, ...]:
         """What to trade off."""
@@ -524,6 +632,7 @@ def archs_to_certify(level: float) -> int:
 
 UNITS: dict[Cost, str] = {
     "accuracy": "", "latency_ms": "ms", "macs": "", "params": "", "peak_activation_bytes": "bytes",
+    "size_bytes": "bytes", "bit_operations": "", "bitfusion_latency_ms": "ms", "bitfusion_energy_mj": "mJ",
 }  # fmt: skip
 
 
@@ -545,6 +654,8 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
         raise ExperimentError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ExperimentError(f"{path} must hold sections with keys; it holds {type(settings).__name__}")
+    if settings.get("quantization", {}) is None:  # a heading with nothing below it: the section's defaults
+        settings["quantization"] = {}
     for override in overrides:
         _override(settings, override)
     settings.setdefault("name", path.stem)
@@ -620,6 +731,8 @@ def _keys_at(location: Sequence[str | int]) -> list[str]:
             kind = typing.get_args(kind)[0]
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = kind.model_fields[part].annotation
+            if type(None) in typing.get_args(kind):  # a section that may be absent
+                kind = typing.get_args(kind)[0]
         else:  # the tag of a union, one of SEARCHER_KINDS
             kind = next(option for option in typing.get_args(kind) if option.model_fields["kind"].default == part)
     return list(kind.model_fields)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from hanax.search_spaces import Arch, Graph, SearchSpace
+from hanax.search_spaces import INT8, Arch, Graph, SearchSpace, precision_columns, precision_plan
 
 if TYPE_CHECKING:
     from hanax.devices import DeviceSpec
-    from hanax.supernet import Subnet, Weights
+    from hanax.supernet import QuantizedNet, Subnet, Weights
 
 CHUNK = 2000
 """Images normalised at a time, to bound the memory."""
@@ -40,9 +41,35 @@ PARITY_SPACE: dict[str, Any] = {
 
 
 def latency_model_builder(space: SearchSpace, model_format: str, batch: int, seed: int) -> Callable[[Arch], bytes]:
-    """Builds the model file of an architecture with random weights: latency does not depend on their values."""
+    """Builds the model file of an architecture with random weights: latency does not depend on their values.
+
+    A space with number formats has integer models, each in its own formats.
+    """
+    if precision_columns(space):
+        return lambda arch: export_integers(_random_integers(space, arch, seed), model_format, batch)
     build = graph_model_builder(model_format, batch, seed)
     return lambda arch: build(space.graph(arch))
+
+
+def _random_integers(space: SearchSpace, arch: Arch, seed: int) -> QuantizedNet:
+    """A network that computes nothing of use, in the formats of `arch`; the ranges of its tensors are all alike."""
+    from hanax.supernet import IntegerKernel, Levels, QuantizedNet, quantized_tensors
+
+    graph, plan, rng = space.graph(arch), precision_plan(space, arch), np.random.default_rng(seed)
+    kernels = {}
+    for op in graph.operators:
+        if op.is_weighted:
+            bits, channels = plan.kernels[op.name], op.out_shape[0]
+            largest = 2 ** (bits - 1) - 1
+            integers = rng.integers(-largest, largest, op.kernel_shape, dtype=np.int8, endpoint=True)
+            scales = np.full(channels, 0.5 / largest / math.sqrt(integers[0].size), np.float32)
+            kernels[op.name] = IntegerKernel(bits, integers, scales, np.zeros(channels, np.float32))
+    bits_of = {name: plan.tensors.get(name, INT8) for name in quantized_tensors(graph)}
+    tensors = {name: Levels(bits, 8.0 / 2**bits, 2 ** (bits - 1)) for name, bits in bits_of.items()}
+    channels = graph.input_shape[0]
+    return QuantizedNet(
+        arch, graph, kernels, tensors, space.fingerprint, (0.5,) * channels, (0.5,) * channels, 0, "minmax"
+    )  # fmt: skip
 
 
 def graph_model_builder(model_format: str, batch: int, seed: int) -> Callable[[Graph], bytes]:
@@ -101,6 +128,24 @@ def convert(
     if model_format == "ncnn":
         return to_ncnn(graph, weights, batch=batch)
     raise ValueError(f"there is no model format {model_format!r}")
+
+
+def export_integers(net: QuantizedNet, model_format: str, batch: int | None = 1) -> bytes:
+    """The model file of a quantized network, as ``onnx-int8`` or ``tflite-int8``.
+
+    Raises:
+        ValueError: The format holds no integers with fixed scales, or cannot hold this network or any batch (None).
+    """
+    from hanax.supernet import to_integer_tflite, to_qdq_onnx
+
+    if model_format == "onnx-int8":
+        return to_qdq_onnx(net, batch=batch)
+    if model_format == "tflite-int8" and batch is not None:
+        return to_integer_tflite(net, batch=batch)
+    raise ValueError(
+        f"a quantized network is exported as onnx-int8, or as tflite-int8 with a fixed batch; got {model_format!r} "
+        f"with batch {batch}"
+    )
 
 
 def parity_case(

@@ -10,8 +10,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hanax.devices import BitFusion, find_cost_model, policy_costs
 from hanax.predictors import PredictorCard, predictor_features
-from hanax.search_spaces import Arch, SearchSpace, graph_features, unique_rows
+from hanax.search_spaces import (
+    INT8,
+    Arch,
+    SearchSpace,
+    Slot,
+    architecture_columns,
+    float_space,
+    graph_features,
+    precision_columns,
+    unique_rows,
+)
 from hanax.searchers import Constraint, Costs, quantile_name
 
 COVERAGE = 0.9
@@ -38,42 +49,99 @@ def training_data(space: SearchSpace, frame: pd.DataFrame, target: str) -> tuple
     return predictor_features(space, codes), frame[target].to_numpy(dtype=np.float64)
 
 
+def timed_space(space: SearchSpace) -> SearchSpace:
+    """The space whose networks are timed for a search of `space`: `space`, without what does not change the time.
+
+    Integer runtimes compute integers of all formats in 8 bits. Weights of fewer bits take the same time; activations of
+    fewer are cut off at their last level, which is work, so where they are on offer, all formats are kept.
+    """
+    offered = [format for slot in space.slots for format in _activation_formats(space, slot)]
+    return space if any(format != INT8 for format in offered) else float_space(space)
+
+
+def _activation_formats(space: SearchSpace, slot: Slot) -> tuple[int, ...]:
+    if slot.precision is None:
+        return ()
+    setting = slot.precision[1]
+    return (setting,) if isinstance(setting, int) else space.decisions[space.column(setting)].options
+
+
+def timed_codes(space: SearchSpace, codes: Any) -> Any:
+    """The codes in `timed_space` of the networks `codes` of `space`."""
+    return codes if timed_space(space) == space else codes[:, architecture_columns(space)]
+
+
+def latency_predictor_features(space: SearchSpace, codes: Any) -> Any:
+    """Features of the networks `codes` for a latency predictor, which learned from networks of `timed_space`."""
+    return predictor_features(timed_space(space), timed_codes(space, codes))
+
+
 def costs_of(
     space: SearchSpace,
     accuracy: Any,
     latency: Any,
     *,
     peak_memory: bool = False,
+    on_bitfusion: bool = False,
     constraints: Sequence[Constraint] = (),
 ) -> Callable[[Any], Costs]:
     """The function that a search asks for costs: both predictors, the exact sizes, and what `constraints` read.
 
     Args:
+        space: `latency` is of its `timed_space`.
         peak_memory: Give ``peak_activation_bytes`` too, which takes a millisecond a network.
+        on_bitfusion: Give the costs on BitFusion too, see `formats_costs`.
         constraints: Certified ones among them read quantiles, which come from `predicted_quantile`; one on the peak
             memory has it given.
     """
+    quantizes, in_time = bool(precision_columns(space)), timed_space(space)
     predictors = {"accuracy": accuracy, "latency_ms": latency}
     quantiles = [(part.name, level) for part in constraints for level in part.levels]
     peak_memory = peak_memory or any(part.name == "peak_activation_bytes" for part in constraints)
 
     def evaluate(codes: Any) -> Costs:
-        features = predictor_features(space, codes)
+        features = {"accuracy": predictor_features(space, codes)}
+        timed = timed_codes(space, codes)
+        features["latency_ms"] = features["accuracy"] if timed is codes else predictor_features(in_time, timed)
         names, sums = graph_features(space, codes)
         costs = {
-            "accuracy": accuracy.predict(features),
-            "latency_ms": latency.predict(features),
+            "accuracy": accuracy.predict(features["accuracy"]),
+            "latency_ms": latency.predict(features["latency_ms"]),
             "macs": sums[:, names.index("macs")],
             "params": sums[:, names.index("params")],
         }
         if peak_memory:
-            peaks = [space.graph(arch).peak_activation_bytes() for arch in space.decode(codes)]
+            peaks = peak_activation_bytes(space, space.decode(codes))
             costs["peak_activation_bytes"] = np.array(peaks, dtype=np.float64)
+        if quantizes:
+            costs |= formats_costs(space, codes, on_bitfusion=on_bitfusion)
         for name, level in quantiles:
-            costs[quantile_name(name, level)] = predicted_quantile(predictors[name], features, level, name)
+            costs[quantile_name(name, level)] = predicted_quantile(predictors[name], features[name], level, name)
         return costs
 
     return evaluate
+
+
+def formats_costs(space: SearchSpace, codes: Any, *, on_bitfusion: bool) -> dict[str, Any]:
+    """Costs that number formats decide, exactly: ``size_bytes``, ``bit_operations`` and, if asked for, on BitFusion.
+
+    Raises:
+        ModelFileError: BitFusion's public table is not here.
+        ValueError: That table has no rows for some format.
+    """
+    if not on_bitfusion:
+        return dict(policy_costs(space, codes))
+    model = find_cost_model("bitfusion")
+    assert isinstance(model, BitFusion), "the name is that of BitFusion"
+    costs = policy_costs(space, codes, model.table)
+    renamed = {"latency_ms": "bitfusion_latency_ms", "energy_mj": "bitfusion_energy_mj"}
+    return {renamed.get(name, name): values for name, values in costs.items()}
+
+
+def peak_activation_bytes(space: SearchSpace, archs: Sequence[Arch]) -> list[int]:
+    """Most activation memory alive at once: 4 bytes a value, and 1 in a space with number formats, whatever these."""
+    bytes_per_value = 1 if precision_columns(space) else 4
+    return [space.graph(arch).peak_activation_bytes(bytes_per_value) for arch in archs]
 
 
 def predicted_quantile(predictor: Any, features: Any, level: float, name: str) -> Any:

@@ -24,6 +24,9 @@ from hanax._files import write_atomically
 FORMAT = 1
 """Part of every key; raised when a stage's result changes its meaning."""
 
+QUANTIZED_SUPERNET = "quantized-supernet"
+"""The stage in which a supernet is trained on in number formats; only some runs have it."""
+
 StageState = Literal["done", "unfinished", "out of date", "not started"]
 
 

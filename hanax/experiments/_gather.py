@@ -13,10 +13,11 @@ import pandas as pd
 from hanax.devices import LatencyTable, Ledger
 from hanax.experiments._config import DeviceConfig, Experiment, make_experiment
 from hanax.experiments._confirmed import certified_outcomes
-from hanax.experiments._fitting import COVERAGE, LATENCY_TOLERANCE, load_card
-from hanax.experiments._folder import RunFolderError, stage_folder, stage_states
+from hanax.experiments._fitting import COVERAGE, LATENCY_TOLERANCE, load_card, timed_codes, timed_space
+from hanax.experiments._folder import QUANTIZED_SUPERNET, RunFolderError, stage_folder, stage_states
 from hanax.experiments._frames import read_frame
 from hanax.experiments._report import (
+    INTEGER_COLUMNS,
     WINNER_COLUMNS,
     DatasetSummary,
     DeviceReport,
@@ -27,7 +28,7 @@ from hanax.experiments._report import (
     write_pareto_parquet,
     write_report,
 )
-from hanax.search_spaces import SearchSpace
+from hanax.search_spaces import Arch, SearchSpace
 
 LEAST_DRIFT = 0.05
 """Change of the device's speed between the two measurements that is worth a warning, a fraction."""
@@ -49,7 +50,7 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def read_space(path: Path) -> SearchSpace:
-    """The search space of the run in folder `path`.
+    """The search space of the run in folder `path`, without number formats.
 
     Raises:
         RunFolderError: There is no run in it, or it has not looked at the data yet.
@@ -57,6 +58,15 @@ def read_space(path: Path) -> SearchSpace:
     experiment = read_experiment(path)
     facts = _facts(path)
     return experiment.space.build(facts["image_size"][0], facts["channels"], facts["n_classes"])
+
+
+def read_searched_space(path: Path) -> SearchSpace:
+    """What the run in folder `path` searches: `read_space`, with number formats if it quantizes.
+
+    Raises:
+        RunFolderError: As of `read_space`.
+    """
+    return read_experiment(path).searched_space(read_space(path))
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -86,8 +96,11 @@ def gather(path: Path) -> ReportData:
     unfinished = [name for name, state, _ in stage_states(path) if state != "done" and name != "report"]
     if unfinished:
         raise RunFolderError(f"the run in {path} is not finished: {', '.join(unfinished)}; go on with `hanax run`")
-    experiment, facts, space = read_experiment(path), _facts(path), read_space(path)
-    training = pd.read_json(stage_folder(path, "supernet") / "metrics.jsonl", lines=True)
+    experiment, facts, space = read_experiment(path), _facts(path), read_searched_space(path)
+    training = _read_training(path, "supernet")
+    quantized = None
+    if any(name == QUANTIZED_SUPERNET for name, _, _ in stage_states(path)):
+        quantized = _read_training(path, QUANTIZED_SUPERNET)
     accuracy, measured_on = read_frame(stage_folder(path, "accuracy") / "accuracy.parquet", space)
     return ReportData(
         title=experiment.name,
@@ -99,7 +112,7 @@ def gather(path: Path) -> ReportData:
         ),
         space=SpaceSummary(space.name, space.size, len(space.decisions), space.fingerprint),
         training=training.drop(columns=["rollbacks"]),
-        rollbacks=int(training["rollbacks"].max()),
+        rollbacks=sum(int(part["rollbacks"].max()) for part in (training, quantized) if part is not None),
         accuracy_samples=accuracy,
         accuracy_card=load_card(stage_folder(path, "accuracy-predictor")),
         devices=tuple(_device(path, experiment, device, space) for device in experiment.devices),
@@ -111,9 +124,14 @@ def gather(path: Path) -> ReportData:
             "test": facts["n_test"],
         },
         stage_seconds=tuple((name, seconds) for name, _, seconds in stage_states(path) if name != "report"),
+        quantized_training=None if quantized is None else quantized.drop(columns=["rollbacks"]),
         latency_tolerance=LATENCY_TOLERANCE,
         prediction_coverage=COVERAGE,
     )  # fmt: skip
+
+
+def _read_training(path: Path, stage: str) -> pd.DataFrame:
+    return pd.read_json(stage_folder(path, stage) / "metrics.jsonl", lines=True)
 
 
 def _device(path: Path, experiment: Experiment, device: DeviceConfig, space: SearchSpace) -> DeviceReport:
@@ -122,7 +140,12 @@ def _device(path: Path, experiment: Experiment, device: DeviceConfig, space: Sea
     history, _ = read_frame(stage_folder(path, f"search/{device.label}") / "history.parquet", space)
     winners, _ = read_frame(stage_folder(path, f"ship/{device.label}") / "shipped.parquet", space)
     winners["settings"] = winners["settings"].map(json.loads)
-    confirmed = LatencyTable.read(stage_folder(path, f"confirm/{device.label}") / "table.parquet")
+    columns = list(WINNER_COLUMNS)
+    confirmed = LatencyTable.read(stage_folder(path, f"confirm/{device.label}") / "table.parquet").frame
+    if experiment.quantization is not None:
+        columns += INTEGER_COLUMNS
+        codes = timed_codes(space, space.encode([Arch.parse(arch) for arch in confirmed["arch"]]))
+        confirmed = confirmed.assign(arch=[str(arch) for arch in timed_space(space).decode(codes)])
     candidates, _ = read_frame(stage_folder(path, f"confirm/{device.label}") / "confirmed.parquet", space)
     chosen = candidates[candidates["arch"].isin(searched["arch"][searched["on_front"]])]
     constraints = experiment.constraints(device)
@@ -130,14 +153,14 @@ def _device(path: Path, experiment: Experiment, device: DeviceConfig, space: Sea
         name=device.label,
         fingerprint=table.device_fingerprint,
         latency_table=table.frame,
-        lint_warnings=(*drift(table, confirmed), *table.lint(space)),
+        lint_warnings=(*drift(table.frame, confirmed), *table.lint(timed_space(space))),
         latency_card=load_card(stage_folder(path, f"latency-predictor/{device.label}")),
         constraints=constraints,
         certified=certified_outcomes(chosen, constraints),
         searched=searched.rename(columns={"accuracy": "predicted_accuracy", "latency_ms": "predicted_latency_ms"}),
         history=history,
         certificate=read_certificate(path, device.label),
-        winners=winners[list(WINNER_COLUMNS)],
+        winners=winners[columns],
     )
 
 
@@ -147,13 +170,13 @@ def read_certificate(path: Path, device: str) -> str:
     return str(json.loads(file.read_text())["sentence"])
 
 
-def drift(before: LatencyTable, after: LatencyTable) -> list[str]:
+def drift(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     """A sentence if the device itself was faster or slower when the winners were measured than for the table.
 
     Judged by the networks that both have, the largest and the smallest among them; empty if there is no such network.
     """
-    pair = before.frame.set_index("arch")["latency_ms"].to_frame("before").join(
-        after.frame.set_index("arch")["latency_ms"].rename("after"), how="inner"
+    pair = before.set_index("arch")["latency_ms"].to_frame("before").join(
+        after.groupby("arch")["latency_ms"].median().rename("after"), how="inner"
     )  # fmt: skip
     if pair.empty:
         return []

@@ -70,6 +70,31 @@ class AccuracyFigure:
 
 
 @dataclass(frozen=True, slots=True)
+class IntegerFigure:
+    """What an integer model is in, and whether its file keeps what was promised of it.
+
+    Attributes:
+        policy: Formats of weights and activations, in words.
+        size_bytes: Of the weights, packed to their bits, with scales and biases.
+        calibration: How the ranges of tensors were found.
+        promised: Accuracy of the fake-quantized network that was searched, a fraction.
+        delivered: Accuracy of the model file on the same images, a fraction.
+        parity: Whether the file does what the fake-quantized network does.
+        verdict: The same in a sentence, with what was allowed.
+        certificate: File with the details, relative to the card.
+    """
+
+    policy: str
+    size_bytes: int
+    calibration: str
+    promised: float
+    delivered: float
+    parity: bool
+    verdict: str
+    certificate: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFile:
     """A file of the model.
 
@@ -100,6 +125,7 @@ class ModelCardData:
         std: Per channel, of pixel values in [0, 1].
         class_names: In the order of the logits.
         limits: What the model should not be trusted with beyond the limits that every card states.
+        integer: About an integer model; None for one in float32.
     """
 
     title: str
@@ -120,6 +146,7 @@ class ModelCardData:
     files: tuple[ModelFile, ...]
     hanax_version: str
     limits: tuple[str, ...] = ()
+    integer: IntegerFigure | None = None
 
 
 def write_model_card(data: ModelCardData, path: Path) -> None:

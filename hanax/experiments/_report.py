@@ -75,6 +75,20 @@ WINNER_COLUMNS = (
     "missed",
 )
 
+INTEGER_COLUMNS = (
+    "policy",
+    "size_bytes",
+    "bit_operations",
+    "float_latency_ms",
+    "float_latency_low_ms",
+    "float_latency_high_ms",
+    "float_accuracy",
+    "promised_accuracy",
+    "delivered_accuracy",
+    "parity",
+)
+"""Of winners that are integer models, beside `WINNER_COLUMNS`."""
+
 Record = dict[str, Any]
 Figure = dict[str, Any]
 
@@ -122,7 +136,11 @@ class DeviceReport:
         winners: One row per shipped net, with `WINNER_COLUMNS`. ``latency_error`` is ``predicted / measured - 1``,
             ``settings`` a mapping from decision to option, ``model_path`` relative to the report. ``reference`` marks
             the largest and smallest subnet, which are always shown; ``missed`` a net whose measured latency is off by
-            more than the tolerance, or that breaks a constraint. What was not measured is NaN.
+            more than the tolerance, or that breaks a constraint. What was not measured is NaN. Where they are integer
+            models, they also have `INTEGER_COLUMNS`: ``policy`` in words, ``float_...`` of the same architecture in
+            float32 (latency on the same machine, accuracy on validation images), ``promised_accuracy`` of the
+            fake-quantized network and ``delivered_accuracy`` of the model file on the same images, and ``parity``,
+            whether these two agree.
 
     Raises:
         ValueError: A frame lacks a column, or ``latency_error`` contradicts the two latencies.
@@ -145,6 +163,8 @@ class DeviceReport:
         _check_columns(f"{self.name}: searched", self.searched, _SEARCHED_COLUMNS)
         _check_columns(f"{self.name}: history", self.history, _HISTORY_COLUMNS)
         _check_columns(f"{self.name}: winners", self.winners, WINNER_COLUMNS)
+        if self.is_integer:
+            _check_columns(f"{self.name}: winners", self.winners, INTEGER_COLUMNS)
         for net in _records(self.winners):
             error = net["predicted_latency_ms"] / net["measured_latency_ms"] - 1
             if not np.isclose(net["latency_error"], error, rtol=0, atol=1e-6, equal_nan=True):
@@ -152,6 +172,11 @@ class DeviceReport:
                     f"{self.name}: latency_error of {net['arch']} is {net['latency_error']}; "
                     f"predicted / measured - 1 is {error}"
                 )
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether what ships are integer models."""
+        return "policy" in self.winners.columns
 
 
 @dataclass(frozen=True)
@@ -162,6 +187,7 @@ class ReportData:
         config: The experiment as plain values; shown as YAML.
         environment: Versions of hanax, jax and onnxruntime, cpu, cores, memory, ...: shown in this order.
         training: One row per logged step: ``step`` and any numeric columns; those named ``loss_*`` share a figure.
+        quantized_training: The same of the training in number formats, if there was one.
         rollbacks: How often training went back to a checkpoint because of a value that was not finite.
         accuracy_samples: ``arch`` and ``accuracy`` (fraction of the validation images) of the evaluated subnets.
         ledger: Latencies asked of each device, by purpose: ``{"onnxruntime-fp32": {"table": 120, "winner": 10}}``.
@@ -187,6 +213,7 @@ class ReportData:
     ledger: Mapping[str, Mapping[str, int]]
     images_used: Mapping[str, int]
     stage_seconds: tuple[tuple[str, float], ...]
+    quantized_training: pd.DataFrame | None = None
     latency_tolerance: float = 0.15
     prediction_coverage: float = 0.9
 
@@ -246,6 +273,7 @@ def write_report(data: ReportData, path: Path) -> None:
             device.name: [f"{limit_text(one.constraint)}: {one.words}." for one in device.certified]
             for device in data.devices
         },
+        integers={device.name: integer_words(device) for device in data.devices if device.is_integer},
         panels=panels,
         figures={panel.key: panel.figure for group in panels.values() for panel in group},
         config_yaml=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True),
@@ -257,11 +285,15 @@ def write_report(data: ReportData, path: Path) -> None:
 
 
 def pareto_frame(data: ReportData) -> pd.DataFrame:
-    """The shipped nets of all devices, one row each: ``device``, then `WINNER_COLUMNS` with ``settings`` as JSON."""
-    frames = [device.winners[list(WINNER_COLUMNS)].assign(device=device.name) for device in data.devices]
+    """The shipped nets of all devices, one row each: ``device``, then `WINNER_COLUMNS` with ``settings`` as JSON.
+
+    Then `INTEGER_COLUMNS`, where they are integer models.
+    """
+    columns = [*WINNER_COLUMNS, *(INTEGER_COLUMNS if any(device.is_integer for device in data.devices) else ())]
+    frames = [device.winners.reindex(columns=columns).assign(device=device.name) for device in data.devices]
     frame = pd.concat(frames, ignore_index=True)
     frame["settings"] = [json.dumps(dict(settings)) for settings in frame["settings"]]
-    return frame[["device", *WINNER_COLUMNS]]
+    return frame[["device", *columns]]
 
 
 def write_pareto_csv(data: ReportData, path: Path) -> None:
@@ -392,6 +424,33 @@ def limit_text(limit: Constraint) -> str:
     return f"{limit.name.removesuffix(f'_{limit.unit}')} {words}{certified}"
 
 
+def integer_words(device: DeviceReport) -> list[str]:
+    """What integer models are worth on a device, in sentences: their time beside float32's, and failures of parity."""
+    nets = device.winners[~device.winners["reference"].astype(bool)]
+    nets = device.winners if nets.empty else nets
+    ratio = (nets["measured_latency_ms"] / nets["float_latency_ms"]).dropna()
+    words = []
+    if len(ratio):
+        slower = int((ratio > 1.0).sum())
+        words.append(
+            f"Integer models take {ratio.min():.2f} to {ratio.max():.2f} times as long here as the same networks in "
+            f"float32; they are slower for {slower or 'none'} of {len(ratio)}."
+        )
+    failed = device.winners[~device.winners["parity"].astype(bool)]
+    if len(failed):
+        points = 100 * (failed["delivered_accuracy"] - failed["promised_accuracy"]).abs().max()
+        words.append(
+            f"PARITY FAILED for {len(failed)} of {len(device.winners)} models: the model file does not do what the "
+            f"fake-quantized network did that was searched; its accuracy differs by up to {points:.1f} points. Do not "
+            "deploy them before you know why."
+        )
+    else:
+        words.append(
+            f"All {len(device.winners)} model files are as accurate as the fake-quantized networks that were searched."
+        )
+    return words
+
+
 def settings_lines(settings: Mapping[str, Any]) -> list[str]:
     """Settings in few lines, one per part of the net: ``stage1: depth 2, kernel_size 3 5, expand_ratio 4 6``."""
     parts: dict[str, dict[str, list[str]]] = {}
@@ -453,11 +512,17 @@ def _nets(device: DeviceReport) -> list[Record]:
 def _verdict(net: Record, constraints: Sequence[Constraint]) -> str:
     """What the measurement says about the prediction and the limits, in words."""
     words = [_latency_words(net["latency_error"])]
-    measured = {
+    if not net.get("parity", True):
+        words.append(
+            f"the model file is {percent(net['delivered_accuracy'])} % accurate where "
+            f"{percent(net['promised_accuracy'])} % was promised"
+        )
+    measured: Record = {
         "latency_ms": net["measured_latency_ms"],
         "accuracy": net["validation_accuracy"],
         "macs": net["macs"],
         "params": net["params"],
+        **{name: net[name] for name in ("size_bytes", "bit_operations") if name in net},
     }
     for limit in constraints:
         value = measured.get(limit.name, math.nan)
@@ -615,7 +680,10 @@ def _panels(data: ReportData) -> dict[str, list[_Panel]]:
             if device.winners["measured_latency_ms"].notna().any()
         ],
         "history": [panel for key, device in numbered for panel in _history_panels(device, key)],
-        "training": list(_training_panels(data.training)),
+        "training": list(_training_panels(data.training, "training")),
+        "quantized_training": []
+        if data.quantized_training is None
+        else list(_training_panels(data.quantized_training, "quantized")),
         "predictors": [_histogram_panel("accuracies", "Accuracy samples", *_accuracy_histogram(data))],
         "tables": [
             _histogram_panel(f"width-{key}", device.name, *_width_histogram(device))
@@ -800,7 +868,7 @@ def _history_panels(device: DeviceReport, key: int) -> list[_Panel]:
     return panels
 
 
-def _training_panels(training: pd.DataFrame) -> Iterator[_Panel]:
+def _training_panels(training: pd.DataFrame, key: str) -> Iterator[_Panel]:
     numeric = training.select_dtypes("number")
     x_name = next((name for name in ("step", "epoch") if name in numeric.columns), None)
     x_all = numeric[x_name] if x_name else pd.Series(np.arange(len(numeric)), dtype=float)
@@ -820,7 +888,7 @@ def _training_panels(training: pd.DataFrame) -> Iterator[_Panel]:
         title = group.replace("_", " ").capitalize()
         layout = _layout((x_name or "logged value").capitalize(), title, showlegend=len(lines) > 1)
         wide = number == 0 and len(groups) % 2 == 1
-        yield _Panel(f"training-{number}", title, note, {"data": lines, "layout": layout}, wide)
+        yield _Panel(f"{key}-{number}", title, note, {"data": lines, "layout": layout}, wide)
 
 
 def _cycle(prefix: str, n: int) -> Iterator[str]:

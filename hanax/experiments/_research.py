@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hanax.devices import LatencyTable
-from hanax.experiments._config import UNITS, DeviceConfig, Experiment, ExperimentError
-from hanax.experiments._fitting import costs_of, training_data
+from hanax.experiments._config import BITFUSION_COSTS, POLICY_COSTS, UNITS, DeviceConfig, Experiment, ExperimentError
+from hanax.experiments._fitting import costs_of, timed_space, training_data
 from hanax.experiments._folder import stage_folder
 from hanax.experiments._frames import read_frame
-from hanax.experiments._gather import read_experiment, read_space
+from hanax.experiments._gather import read_experiment, read_searched_space
 from hanax.experiments._progress import Reporter
 from hanax.predictors import RidgePredictor, load_predictor
-from hanax.search_spaces import SearchSpace
+from hanax.search_spaces import SearchSpace, precision_columns
 from hanax.searchers import (
     Constraint,
     Costs,
@@ -118,15 +118,21 @@ def make_task(
     )
     if not constraints and experiment is not None and device is not None:
         constraints = experiment.constraints(device)
+    quantizes = bool(precision_columns(space))
+    asked = [*at_most, *at_least, *objectives]
+    if not quantizes and (cost := next((cost for cost in asked if cost in POLICY_COSTS), None)):
+        raise ExperimentError(f"{cost} is decided by number formats, and {space.name} has none; take params or macs")
     if objectives or experiment is None:
         chosen = tuple(map(_objective, dict.fromkeys(objectives or DEFAULT_OBJECTIVES)))
     else:
         chosen = experiment.objectives()
+    costs = [part.name for part in chosen] + [part.name for part in constraints]
     evaluate = costs_of(
         space,
         _accuracy_predictor(space, accuracy),
         _latency_predictor(space, latency),
-        peak_memory="peak_activation_bytes" in [part.name for part in chosen] + [part.name for part in constraints],
+        peak_memory="peak_activation_bytes" in costs,
+        on_bitfusion=any(cost in BITFUSION_COSTS for cost in costs),
         constraints=constraints,
     )
     origin = {"accuracy": f"predicted, {_digest(accuracy)}", "latency": f"predicted, {_digest(latency)}"}
@@ -241,7 +247,7 @@ def _device(experiment: Experiment, sources: Sources) -> DeviceConfig:
 
 def _space(sources: Sources) -> SearchSpace:
     if sources.run is not None:
-        return read_space(sources.run)
+        return read_searched_space(sources.run)
     if sources.space is None:
         raise ExperimentError("without the folder of a run, --space says whose networks to search")
     return sources.space
@@ -271,10 +277,11 @@ def _accuracy_predictor(space: SearchSpace, file: Path) -> Any:
 
 
 def _latency_predictor(space: SearchSpace, file: Path) -> Any:
+    timed = timed_space(space)
     if file.suffix == ".npz":
-        return load_predictor(file, space, "latency_ms")
-    frame = LatencyTable.read(file).for_space(space).frame
-    return RidgePredictor().fit(*training_data(space, frame, "latency_ms"))
+        return load_predictor(file, timed, "latency_ms")
+    frame = LatencyTable.read(file).for_space(timed).frame
+    return RidgePredictor().fit(*training_data(timed, frame, "latency_ms"))
 
 
 def _digest(file: Path) -> str:
@@ -291,14 +298,14 @@ def _on_supernet(
     from hanax.supernet import supernet_fingerprint
 
     pipeline = open_pipeline(experiment, sources.run, reporter)
-    evaluator = pipeline.evaluator
+    evaluator = pipeline.searched_evaluator
     compile_once = cache(lambda: evaluator.compile(reporter.bar("compiling blocks")))
 
     def evaluate(codes: Any) -> Costs:
         compile_once()  # not before: a study that is complete, or another's, needs none of it
         costs = dict(predicted(codes))
         costs["predicted_accuracy"] = costs["accuracy"]
-        costs["accuracy"] = evaluator.accuracies(pipeline.space.decode(codes)).astype("float64")
+        costs["accuracy"] = evaluator.accuracies(evaluator.space.decode(codes)).astype("float64")
         return costs
 
     images = f"{evaluator.n_validation} validation images of data set {pipeline.dataset.fingerprint}"

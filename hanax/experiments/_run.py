@@ -10,6 +10,7 @@ import numpy as np
 
 from hanax._files import write_atomically
 from hanax.experiments._config import Experiment, ExperimentError
+from hanax.experiments._fitting import formats_costs
 from hanax.experiments._folder import RunFolder, stage_keys
 from hanax.experiments._gather import ENVIRONMENT_FILE, EXPERIMENT_FILE, environment
 from hanax.experiments._pipeline import Pipeline, open_pipeline
@@ -59,6 +60,9 @@ def run_experiment(
         from hanax.supernet import release_freed_memory
 
         pipeline = open_pipeline(experiment, out, reporter, parallel)
+        if pipeline.asks_bitfusion:  # a missing table, or one without these formats, is found out before training
+            space = pipeline.searched_space
+            formats_costs(space, space.encode([space.largest, space.smallest]), on_bitfusion=True)
         stages = pipeline.stages()
         names = [stage.name for stage in stages]
         if from_stage is not None:

@@ -1,4 +1,7 @@
-"""Shipping: the confirmed front as model files with cards, and the one look at the test images."""
+"""Shipping: the confirmed front as model files with cards, and the one look at the test images.
+
+Nets in float32 are written here, integer models in ``_ship_integers.py``.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from hanax.experiments._export import count_correct, export, exported_logits
 from hanax.experiments._frames import read_frame, write_frame
 from hanax.experiments._model_card import (
     AccuracyFigure,
+    IntegerFigure,
     LatencyFigure,
     ModelCardData,
     ModelFile,
@@ -42,15 +46,17 @@ def ship_models(pipeline: Pipeline, device: DeviceConfig, folder: Path) -> None:
     """Write every net of the confirmed front, and the largest and smallest, into the device's folder; score on test.
 
     Each net gets ``model.onnx`` (and the device's own format, if another), ``weights.npz``, ``subnet.json`` and
-    ``card.md``. The test images are scored with the exported model.
+    ``card.md``; an integer model ``quantized.npz`` and ``quantized.json`` in place of the middle two, and its parity
+    certificate. The test images are scored with the exported model.
 
     Raises:
         ParityError: An exported model disagrees with the supernet.
     """
     from hanax.devices import LatencyTable
+    from hanax.experiments._ship_integers import ship_integers
 
     confirm = pipeline.folder(f"confirm/{device.label}")
-    frame, _ = read_frame(confirm / "confirmed.parquet", pipeline.space)
+    frame, _ = read_frame(confirm / "confirmed.parquet", pipeline.searched_space)
     frame = frame[frame["on_front"] | frame["reference"]].sort_values("measured_latency_ms", ignore_index=True)
     table = LatencyTable.read(confirm / "table.parquet")
     models = pipeline.device_folder(device) / "models"
@@ -59,9 +65,10 @@ def ship_models(pipeline: Pipeline, device: DeviceConfig, folder: Path) -> None:
     rows = []
     for index, row in enumerate(frame.to_dict("records")):
         name = f"net{index + 1:02d}"
-        rows.append(_ship_one(pipeline, device, models / name, {str(k): v for k, v in row.items()}, table))
+        ship = _ship_one if pipeline.experiment.quantization is None else ship_integers
+        rows.append(ship(pipeline, device, models / name, {str(k): v for k, v in row.items()}, table))
         bar(index + 1, len(frame))
-    write_frame(folder / "shipped.parquet", pd.DataFrame(rows), pipeline.space)
+    write_frame(folder / "shipped.parquet", pd.DataFrame(rows), pipeline.searched_space)
 
 
 def _ship_one(
@@ -80,15 +87,15 @@ def _ship_one(
     check_parity(pipeline, subnet)
     dataset = pipeline.dataset
     correct = count_correct(subnet, dataset.x_test, dataset.y_test)
-    low, high = wilson_interval(correct, len(dataset.y_test))
-    row |= {
-        "settings": json.dumps(pipeline.space.options_of(arch)),
-        "test_accuracy": correct / len(dataset.y_test),
-        "test_accuracy_low": low,
-        "test_accuracy_high": high,
-        "model_path": str((folder / "model.onnx").relative_to(pipeline.path)),
-    }
-    _write_card(pipeline, folder, subnet, row, table, [*files, "weights.npz", "subnet.json"])
+    row |= shipped_columns(pipeline, folder, arch, correct)
+    write_card(
+        pipeline,
+        folder,
+        row,
+        latencies=(latency_figure(row, table),),
+        accuracies=accuracy_figures(pipeline, row),
+        files=[*files, "weights.npz", "subnet.json"],
+    )
     return row
 
 
@@ -111,20 +118,28 @@ def check_parity(pipeline: Pipeline, subnet: Subnet) -> float:
     return difference
 
 
-def _write_card(
-    pipeline: Pipeline,
-    folder: Path,
-    subnet: Subnet,
-    row: dict[str, Any],
-    table: LatencyTable,
-    files: list[str],
-) -> None:
-    import hanax
+def shipped_columns(pipeline: Pipeline, folder: Path, arch: Arch, correct: int) -> dict[str, Any]:
+    """What shipping adds to a net's row, whose model is in `folder` and classifies `correct` test images correctly."""
+    n_test = len(pipeline.dataset.y_test)
+    low, high = wilson_interval(correct, n_test)
+    return {
+        "settings": json.dumps(pipeline.searched_space.options_of(arch)),
+        "test_accuracy": correct / n_test,
+        "test_accuracy_low": low,
+        "test_accuracy_high": high,
+        "model_path": str((folder / "model.onnx").relative_to(pipeline.path)),
+    }
 
+
+def latency_figure(row: dict[str, Any], table: LatencyTable, arch: str | None = None) -> LatencyFigure:
+    """The latency of a net on the device of `table`, as measured and, in its own precision, as predicted.
+
+    Args:
+        arch: By which `table` knows the net, if it is not by its own: the figure is of that one, and not predicted.
+    """
+    measured: Any = table.frame.set_index("arch").loc[row["arch"] if arch is None else arch]
     nan = float("nan")
-    dataset, split = pipeline.dataset, pipeline.split
-    measured = table.frame.set_index("arch").loc[row["arch"]]
-    latency = LatencyFigure(
+    return LatencyFigure(
         device=str(measured["device"]),
         device_fingerprint=table.device_fingerprint,
         hardware=table.device_description,
@@ -132,43 +147,68 @@ def _write_card(
         precision=str(measured["precision"]),
         threads=int(measured["threads"]),
         batch=int(measured["batch"]),
-        predicted_ms=row["predicted_latency_ms"],
-        predicted_low_ms=row["predicted_latency_low_ms"],
-        predicted_high_ms=row["predicted_latency_high_ms"],
-        measured_ms=row["measured_latency_ms"],
-        measured_low_ms=row["measured_latency_low_ms"],
-        measured_high_ms=row["measured_latency_high_ms"],
+        predicted_ms=row["predicted_latency_ms"] if arch is None else nan,
+        predicted_low_ms=row["predicted_latency_low_ms"] if arch is None else nan,
+        predicted_high_ms=row["predicted_latency_high_ms"] if arch is None else nan,
+        measured_ms=float(measured["latency_ms"]),
+        measured_low_ms=float(measured["latency_low_ms"]),
+        measured_high_ms=float(measured["latency_high_ms"]),
         how=(
             f"median over {measured['n_rounds']} interleaved rounds of each round's fastest run, "
             f"{measured['n_runs']} runs in all, {measured['rejected_rounds']} rounds rejected"
         ),
         measured_at=str(measured["measured_at"]),
     )
-    n_validation = pipeline.evaluator.n_validation
-    accuracies = (
+
+
+def accuracy_figures(pipeline: Pipeline, row: dict[str, Any]) -> tuple[AccuracyFigure, ...]:
+    """The accuracies of a net: predicted, on validation images, on test images."""
+    nan = float("nan")
+    return (
         AccuracyFigure(
             "validation (predicted)", row["predicted_accuracy"], row["predicted_accuracy_low"],
-            row["predicted_accuracy_high"], "90 % jackknife+", n_validation,
+            row["predicted_accuracy_high"], "90 % jackknife+", pipeline.accuracy_images[1],
         ),
-        AccuracyFigure("validation", row["validation_accuracy"], nan, nan, "", len(split.y_validation)),
+        AccuracyFigure("validation", row["validation_accuracy"], nan, nan, "", len(pipeline.split.y_validation)),
         AccuracyFigure(
             "test", row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"], "95 % Wilson",
-            len(dataset.y_test),
+            len(pipeline.dataset.y_test),
         ),
     )  # fmt: skip
+
+
+def write_card(
+    pipeline: Pipeline,
+    folder: Path,
+    row: dict[str, Any],
+    *,
+    latencies: tuple[LatencyFigure, ...],
+    accuracies: tuple[AccuracyFigure, ...],
+    files: list[str],
+    integer: IntegerFigure | None = None,
+) -> None:
+    """Write ``card.md`` and ``card.json`` of a net into its folder.
+
+    Args:
+        latencies: The first one is on the device that the net was searched for.
+    """
+    import hanax
+
+    dataset, split, space = pipeline.dataset, pipeline.split, pipeline.searched_space
+    arch = Arch.parse(row["arch"])
     card = ModelCardData(
-        title=f"{pipeline.experiment.name}: {folder.name} for {measured['device']}",
+        title=f"{pipeline.experiment.name}: {folder.name} for {latencies[0].device}",
         arch=row["arch"],
-        settings=pipeline.space.options_of(subnet.arch),
-        space_name=pipeline.space.name,
-        space_fingerprint=pipeline.space.fingerprint,
-        input_shape=subnet.graph.input_shape,
+        settings=space.options_of(arch),
+        space_name=space.name,
+        space_fingerprint=space.fingerprint,
+        input_shape=space.input_shape(arch),
         mean=tuple(map(float, split.mean)),
         std=tuple(map(float, split.std)),
         class_names=dataset.class_names,
         macs=int(row["macs"]),
         params=int(row["params"]),
-        latencies=(latency,),
+        latencies=latencies,
         accuracies=accuracies,
         dataset_name=dataset.name,
         dataset_fingerprint=dataset.fingerprint,
@@ -178,6 +218,7 @@ def _write_card(
             "The validation accuracy was used to choose this net among the candidates, so it is somewhat optimistic; "
             "the test accuracy was not used for any choice.",
         ),
+        integer=integer,
     )
     write_model_card(card, folder / "card.md")
     write_atomically(folder / "card.json", json.dumps(dataclasses.asdict(card), indent=1).encode())

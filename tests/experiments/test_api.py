@@ -40,3 +40,20 @@ def test_search_from_python_returns_the_front_of_each_device(command_line: Comma
     )
     assert ran.returncode == 0, ran.stderr
     assert "this run has no device 'none'; it has onnxruntime-fp32" in ran.stdout
+
+
+def test_a_search_from_python_can_quantize(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hanax.experiments import Experiment, search
+
+    class Carried(Exception):
+        pass
+
+    def carry_out(experiment: Experiment, path: Path, **_: object) -> None:
+        assert experiment.quantization is not None
+        assert experiment.quantization.weights == ("int8",)
+        assert [device.name for device in experiment.devices] == ["onnxruntime-int8"]
+        raise Carried
+
+    monkeypatch.setattr("hanax.experiments._run.run_experiment", carry_out)
+    with pytest.raises(Carried):
+        search("digits", out=tmp_path / "run", quantization={"weights": ["int8"], "activations": ["int8"]})

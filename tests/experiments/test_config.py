@@ -196,3 +196,67 @@ def test_a_grid_over_a_space_that_cannot_be_listed_is_refused_before_anything_is
     experiment = make_experiment({"name": "x", "search": {"searcher": {"kind": "grid"}}}, "here")
     with pytest.raises(ExperimentError, match=r"search\.searcher: .* only up to 100000 can be listed; choose another"):
         experiment.build_space(images)  # type: ignore[arg-type]
+
+
+def quantized(**section: object) -> dict[str, object]:
+    return {"name": "x", "quantization": section}
+
+
+def test_a_run_that_quantizes_is_for_a_device_that_runs_integers() -> None:
+    experiment = make_experiment(quantized(), "here")
+    assert [device.name for device in experiment.devices] == ["onnxruntime-int8"]
+    chosen = make_experiment(quantized() | {"devices": [{"name": "litert-int8"}]}, "here")
+    assert make_experiment(chosen.model_dump(mode="json"), "again") == chosen
+    for name in ("onnxruntime-fp32", "onnxruntime-dynamic-int8", "ncnn-aarch64-instructions"):
+        with pytest.raises(ExperimentError, match=rf"{name} .* there are onnxruntime-int8, .* in float32 is measured"):
+            make_experiment(quantized() | {"devices": [{"name": name}]}, "here")
+    with pytest.raises(ExperimentError, match="with a section `quantization` a run ships integer models"):
+        make_experiment({"name": "x", "devices": [{"name": "onnxruntime-int8"}]}, "here")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"weights": ["int9"]}, r"quantization\.weights: .* int2 to int8"),
+        ({"activations": ["e4m3"]}, r"quantization\.activations: .* formats are int2 to int8; e4m3 is none"),
+        ({"weights": ["float32"]}, "float32 is none of them"),
+        ({"weights": []}, r"quantization\.weights: .* at least 1 item"),
+        ({"epochs": -1}, r"quantization\.epochs: .* given: -1"),
+        ({"learning_rate": 0}, r"quantization\.learning_rate: .* greater than 0"),
+        ({"granularity": "layer"}, r"quantization\.granularity: .* 'block' or 'network'; given: 'layer'"),
+        ({"calibration": "max"}, r"quantization\.calibration: .* 'minmax', 'percentile' or 'mse'; given: 'max'"),
+        ({"epoch": 3}, r"quantization\.epoch: unknown key; did you mean 'epochs'\?"),
+    ],
+)
+def test_a_wrong_setting_of_quantization_is_refused_with_what_would_be_right(
+    section: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        make_experiment(quantized(**section), "here")
+
+
+def test_costs_that_formats_decide_are_refused_without_formats() -> None:
+    search = {"search": {"objectives": ["accuracy", "size_bytes"]}}
+    assert [part.unit for part in make_experiment(quantized() | search, "here").objectives()] == ["", "bytes"]
+    with pytest.raises(ExperimentError, match="size_bytes is decided by number formats; add a section `quantization`"):
+        make_experiment({"name": "x"} | search, "here")
+
+
+def test_a_heading_with_nothing_below_it_quantizes_and_an_override_can_take_it_away(tmp_path: Path) -> None:
+    file = write(tmp_path, "quantization:\n")
+    assert load_experiment(file) == make_experiment(quantized() | {"name": "experiment"}, "here")
+    assert load_experiment(file, ["quantization.epochs=0"]).quantization.epochs == 0  # type: ignore[union-attr]
+    assert load_experiment(file, ["quantization=null"]) == make_experiment({"name": "experiment"}, "here")
+
+
+def test_the_quantized_phase_is_a_fifth_of_the_supernets_training_at_a_tenth_of_its_rate() -> None:
+    settings = quantized() | {"supernet": {"epochs": 20, "learning_rate": 0.01, "schedule": "progressive_shrinking"}}
+    experiment = make_experiment(settings, "here")
+    assert experiment.quantization is not None
+    recipe = experiment.quantization.recipe(experiment.supernet, 5)
+    assert recipe is not None
+    assert (recipe.epochs, recipe.schedule, recipe.seed) == (4.0, "sandwich", 5)
+    assert recipe.learning_rate == pytest.approx(0.001)
+    post_training = make_experiment(quantized(epochs=0), "here")
+    assert post_training.quantization is not None
+    assert post_training.quantization.recipe(post_training.supernet, 0) is None

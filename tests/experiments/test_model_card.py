@@ -11,6 +11,7 @@ import pytest
 
 from hanax.experiments._model_card import (
     AccuracyFigure,
+    IntegerFigure,
     LatencyFigure,
     ModelCardData,
     ModelFile,
@@ -114,3 +115,24 @@ def test_a_file_is_described_by_its_contents(tmp_path: Path) -> None:
     (tmp_path / "models" / "net.onnx").write_bytes(b"model")
     described = ModelFile.of(tmp_path / "models" / "net.onnx", tmp_path)
     assert described == ModelFile("models/net.onnx", hashlib.sha256(b"model").hexdigest(), 5)
+
+
+INTEGER = IntegerFigure("stem 8/8, stage1 4/8", 12_345, "minmax", 0.913, 0.911, True, "All is well", "certificate.json")
+
+
+def test_the_card_of_an_integer_model_says_its_formats_and_that_its_file_keeps_the_promise(tmp_path: Path) -> None:
+    write_model_card(replace(CARD, integer=INTEGER), tmp_path / "card.md")
+    text = (tmp_path / "card.md").read_text()
+    assert (
+        "stem 8/8, stage1 4/8" in text and "12,345 bytes" in text and "| Parity | kept, see certificate.json |" in text
+    )
+    assert "PARITY FAILED" not in text
+    write_model_card(CARD, tmp_path / "float.md")
+    assert "Number formats" not in (tmp_path / "float.md").read_text()
+
+
+def test_a_card_begins_with_a_warning_where_the_file_does_not_keep_the_promise(tmp_path: Path) -> None:
+    broken = replace(INTEGER, parity=False, verdict="It BREAKS parity: 80 %")
+    write_model_card(replace(CARD, integer=broken), tmp_path / "card.md")
+    text = (tmp_path / "card.md").read_text()
+    assert text.index("PARITY FAILED") < text.index("It BREAKS parity: 80 %.") < text.index("## Input and output")

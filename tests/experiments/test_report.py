@@ -240,6 +240,58 @@ def test_a_miss_is_marked_in_words_and_in_style(tmp_path: Path) -> None:
     assert "Missed" in traces["measured, missed"]["hovertext"][0]
 
 
+def integer_winner(arch: str, policy: str, float_ms: float, delivered: float = 0.9, **changes: Any) -> dict[str, Any]:
+    return winner(arch, 0.5, 0.5, 0.905) | {
+        "policy": policy,
+        "size_bytes": 12_345,
+        "bit_operations": 10**9,
+        "float_latency_ms": float_ms,
+        "float_latency_low_ms": 0.99 * float_ms,
+        "float_latency_high_ms": 1.01 * float_ms,
+        "float_accuracy": 0.921,
+        "promised_accuracy": 0.902,
+        "delivered_accuracy": delivered,
+        "parity": abs(delivered - 0.902) <= 0.005,
+    } | changes  # fmt: skip
+
+
+def test_integer_models_are_shown_with_their_bits_and_beside_float32(tmp_path: Path) -> None:
+    nets = [integer_winner("0.1", "stem 8/8, stage1 4/8 6/8", 0.4), integer_winner("0.2", "8/8 throughout", 0.8)]
+    seen = page(report_data(device_report("onnxruntime-int8", winners=nets)), tmp_path)
+    text, row = " ".join(seen.text.split()), seen.row("net 1")
+    assert "stem 8/8, stage1 4/8 6/8 12.3" in row and "0.400 0.396" in row and "92.1 90.2" in row
+    assert "take 0.62 to 1.25 times as long here as the same networks in float32; they are slower for 1 of 2." in text
+    assert "All 2 model files are as accurate as the fake-quantized networks" in text
+    assert "PARITY" not in text
+
+
+def test_a_model_file_that_is_not_as_accurate_as_what_was_searched_is_shouted_about(tmp_path: Path) -> None:
+    nets = [integer_winner("0.1", "8/8 throughout", 0.8), integer_winner("0.2", "4/8 throughout", 0.8, 0.85)]
+    data = report_data(device_report("onnxruntime-int8", winners=nets))
+    seen = page(data, tmp_path)
+    assert "PARITY FAILED for 1 of 2 models" in seen.text and "accuracy differs by up to 5.2 points" in " ".join(
+        seen.text.split()
+    )
+    assert ("p", {"class": "alarm"}) in seen.tags
+    assert "Parity failed" in seen.row("net 2") and "85.0 % accurate where 90.2 % was promised" in seen.row("net 2")
+    assert "Parity" not in seen.row("net 1")
+    frame = pareto_frame(data)
+    assert list(frame["parity"]) == [True, False] and list(frame["policy"]) == ["8/8 throughout", "4/8 throughout"]
+
+
+def test_columns_of_integer_models_are_all_there_or_none() -> None:
+    assert set(pareto_frame(report_data()).columns) == {"device", *WINNER_COLUMNS}
+    with pytest.raises(ValueError, match=r"winners lacks the columns \['size_bytes'"):
+        device_report(winners=[winner("0.1", 0.5, 0.5, 0.9, policy="8/8 throughout")])
+
+
+def test_the_training_in_number_formats_has_figures_of_its_own(tmp_path: Path) -> None:
+    training = pd.DataFrame({"step": [0, 1], "loss_largest": [1.0, 0.5]})
+    seen = page(report_data(quantized_training=training), tmp_path)
+    assert "In number formats" in seen.text and seen.figures["quantized-0"]["data"][0]["y"] == [1.0, 0.5]
+    assert "In number formats" not in page(report_data(), tmp_path).text
+
+
 def test_a_broken_limit_is_named(tmp_path: Path) -> None:
     late = winner("0.1.1", 0.59, 0.61, 0.91, missed=True)
     seen = page(report_data(device_report(winners=[late])), tmp_path)
