@@ -119,7 +119,10 @@ def test_workers_ride_out_a_restart_of_the_server(postgresql: Server, tmp_path: 
     messages = _finish(*workers)
     assert before <= team.completed()
     team.check_complete()
-    for message in messages:
+    # One that needed the server only before and after the restart noticed nothing.
+    noticed = [message for message in messages if message]
+    assert noticed
+    for message in noticed:
         assert "postgresql://hanax:***@127.0.0.1" in message and "is away" in message and "is back after" in message
         assert "ss%40word" not in message and "ss@word" not in message and "Traceback" not in message
 

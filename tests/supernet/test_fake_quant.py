@@ -382,8 +382,8 @@ def test_one_sided_tensors_keep_zero_as_an_end(method: Calibration) -> None:
 
 
 def test_ranges_depend_on_the_format_as_data_and_carry_no_gradient() -> None:
-    x = tensor("outliers")
+    x = jnp.asarray(np.random.default_rng(0).laplace(size=(8, 500)).astype(np.float32))
     highs = [float(RANGE(x, code, "mse")[1]) for code in (2, 4, 8)]
-    assert highs[0] < highs[1] <= highs[2]
+    assert highs[0] < highs[1] < highs[2]
     for method in ("minmax", "percentile", "mse"):
         assert not jax.grad(lambda x, method=method: sum(activation_range(x, 4, method)))(x).any()

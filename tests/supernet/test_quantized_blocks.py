@@ -144,7 +144,7 @@ def test_the_gradient_by_a_step_of_the_last_tensor_is_its_finite_difference_up_t
     def loss(step: float | Array) -> Array:
         steps = jnp.zeros(8).at[2].set(step)
         factor = learned_factor(steps, 4, x.size)
-        return (quantize_activation(x, -factor, factor, 4) * dy).sum()
+        return (quantize_activation(x, -1.2 * factor, factor, 4) * dy).sum()
 
     share = 1 / np.sqrt(80 * float(largest_value(4)))
     for step in (0.0, 0.3):
