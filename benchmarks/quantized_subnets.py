@@ -55,7 +55,7 @@ def main() -> None:
     drawn = space.sample(rng, 2 if arguments.quick else N_RANDOM)
     codes = np.concatenate([space.encode([space.smallest, space.largest]), drawn])
     rows = compare(space, quantized, codes, {"post-training": with_steps(quantized, float_params), "trained": params},
-                   float_params, test, arguments.calibration, say)  # fmt: skip
+                   float_params, test, arguments.calibration)  # fmt: skip
     if arguments.json is not None:
         report = {"machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
                   "versions": {name: importlib.metadata.version(name) for name in ("hanax", "jax")},
@@ -72,7 +72,6 @@ def compare(
     float_params: Params,
     test: Split,
     calibration: Calibration,
-    say: object,
 ) -> list[dict[str, object]]:
     """A row per supernet and policy: accuracies in percent and losses in points of each of `codes`."""
     n = len(test.y_validation)
