@@ -53,7 +53,7 @@ def latency_model_builder(space: SearchSpace, model_format: str, batch: int, see
 
 def _random_integers(space: SearchSpace, arch: Arch, seed: int) -> QuantizedNet:
     """A network that computes nothing of use, in the formats of `arch`; the ranges of its tensors are all alike."""
-    from hanax.supernet import IntegerKernel, Levels, QuantizedNet, quantized_tensors
+    from hanax.supernet import IntegerKernel, Levels, QuantizedNet, tensor_names
 
     graph, plan, rng = space.graph(arch), precision_plan(space, arch), np.random.default_rng(seed)
     kernels = {}
@@ -64,7 +64,7 @@ def _random_integers(space: SearchSpace, arch: Arch, seed: int) -> QuantizedNet:
             integers = rng.integers(-largest, largest, op.kernel_shape, dtype=np.int8, endpoint=True)
             scales = np.full(channels, 0.5 / largest / math.sqrt(integers[0].size), np.float32)
             kernels[op.name] = IntegerKernel(bits, integers, scales, np.zeros(channels, np.float32))
-    bits_of = {name: plan.tensors.get(name, INT8) for name in quantized_tensors(graph)}
+    bits_of = {name: plan.tensors.get(name, INT8) for name in tensor_names(graph)}
     tensors = {name: Levels(bits, 8.0 / 2**bits, 2 ** (bits - 1)) for name, bits in bits_of.items()}
     channels = graph.input_shape[0]
     return QuantizedNet(

@@ -29,7 +29,7 @@ from hanax.supernet._fake_quant import (
     quantize_kernel,
     round_to_format,
 )
-from hanax.supernet._folded_net import FoldedNet, tensor_ranges
+from hanax.supernet._folded_net import FoldedNet, tensor_names, tensor_ranges
 from hanax.supernet._image_files import load_images
 from hanax.supernet._images import (
     DataError,
@@ -47,7 +47,7 @@ from hanax.supernet._onnx import ExportMismatchError, check_onnx, run_onnx, to_o
 from hanax.supernet._parallel import Parallel
 from hanax.supernet._quantize_onnx import quantize_onnx, quantize_onnx_dynamically, to_qdq_onnx
 from hanax.supernet._quantized_blocks import apply_quantized
-from hanax.supernet._quantized_net import IntegerKernel, Levels, QuantizedNet, quantized_tensors
+from hanax.supernet._quantized_net import IntegerKernel, Levels, QuantizedNet
 from hanax.supernet._racing import Outcome
 from hanax.supernet._recipe import Phase, Recipe, n_steps, phases
 from hanax.supernet._reconstruct import (
@@ -145,7 +145,6 @@ __all__ = [
     "quantize_kernel",
     "quantize_onnx",
     "quantize_onnx_dynamically",
-    "quantized_tensors",
     "random_weights",
     "reconstruct",
     "reestimate_norms",
@@ -160,6 +159,7 @@ __all__ = [
     "slot_layers",
     "split_validation",
     "supernet_fingerprint",
+    "tensor_names",
     "tensor_ranges",
     "to_integer_tflite",
     "to_mlir",

@@ -39,7 +39,6 @@ from hanax.search_spaces import (
     uniform_plan,
 )
 from hanax.supernet._chain import prepare
-from hanax.supernet._depthwise import depthwise
 from hanax.supernet._fake_quant import (
     LARGEST_KERNEL,
     Calibration,
@@ -48,7 +47,8 @@ from hanax.supernet._fake_quant import (
     kernel_scale,
     quantize,
 )
-from hanax.supernet._layers import BATCH_NORM_EPSILON, activate, convolve, pointwise
+from hanax.supernet._folded_net import apply_operator, network_input, raw_name, tensor_names
+from hanax.supernet._layers import BATCH_NORM_EPSILON, activate
 from hanax.supernet._subnet import Subnet, graph_of
 from hanax.supernet._weights import Weights, check_weights, n_classes
 
@@ -63,11 +63,6 @@ CHUNK = 256
 
 HARD_SWISH_START = -3.0
 """Below, a hard swish is 0."""
-
-
-def raw_name(operator: str) -> str:
-    """The name of the tensor before the hard swish of an operator."""
-    return f"{operator}.raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +179,7 @@ class QuantizedNet:
                 f"the kernels do not fit the network: {wrong[0]} has shape {given.get(wrong[0])}, expected "
                 f"{expected.get(wrong[0])}"
             )
-        if missing := [name for name in quantized_tensors(self.graph) if name not in self.tensors]:
+        if missing := [name for name in tensor_names(self.graph) if name not in self.tensors]:
             raise ValueError(f"the network needs levels for {', '.join(missing[:10])}; there are none")
 
     @classmethod
@@ -229,7 +224,7 @@ class QuantizedNet:
             rounded: Array = _quantize(y, "none", *_numbers(_levels(subnet.graph, name, bits, ranges[name])))
             return rounded
 
-        _walk(subnet.graph, folded, _to_chwn(images), point)
+        _walk(subnet.graph, folded, network_input(images), point)
         return assemble(
             subnet.arch, subnet.graph, subnet.weights, plan, integers, ranges,
             space_fingerprint=subnet.space_fingerprint, input_mean=subnet.input_mean, input_std=subnet.input_std,
@@ -302,7 +297,7 @@ class QuantizedNet:
             # A last chunk of another size would have everything compiled anew.
             short = min(CHUNK, len(images)) - len(chunk)
             filled = np.pad(chunk, ((0, short), *((0, 0),) * 3), mode="edge")
-            found.append(np.asarray(_walk(self.graph, weights, _to_chwn(filled), point))[: len(chunk)])
+            found.append(np.asarray(_walk(self.graph, weights, network_input(filled), point))[: len(chunk)])
         return np.concatenate(found)
 
     def save(self, directory: Path) -> None:
@@ -372,14 +367,6 @@ Range = tuple[float, float]
 
 Integers = tuple[int, np.ndarray, np.ndarray]
 """Bits, integers and scales per output channel of a kernel before its batch norm is folded."""
-
-
-def quantized_tensors(graph: Graph) -> list[str]:
-    """The names of all tensors of `graph` that have levels."""
-    names = [INPUT]
-    for op in graph.operators:
-        names += [raw_name(op.name), op.name] if op.activation == "hswish" else [op.name]
-    return names
 
 
 def check_integers(plan: PrecisionPlan) -> None:
@@ -462,10 +449,10 @@ def assemble(
     Args:
         weights: Calibrated.
         integers: Of the kernels before folding, by operator.
-        ranges: Of all that `quantized_tensors` names, but hard sigmoids.
+        ranges: Of all that `tensor_names` names, but hard sigmoids.
     """
     tensors = {
-        name: _levels(graph, name, plan.tensors.get(name, INT8), ranges.get(name)) for name in quantized_tensors(graph)
+        name: _levels(graph, name, plan.tensors.get(name, INT8), ranges.get(name)) for name in tensor_names(graph)
     }
     kernels = {}
     for op in graph.operators:
@@ -555,39 +542,14 @@ def _walk(
     for op in graph.operators:
         kernel, bias = weights.get(op.name, (None, None))
         alike = dataclasses.replace(op, name="", inputs=(), has_bias=False, has_norm=False, activation="none")
-        y = _compute(alike, kernel, bias, [values[name] for name in op.inputs])
+        y = _apply(alike, kernel, bias, [values[name] for name in op.inputs])
         if op.activation == "hswish":
             y = point(raw_name(op.name), y, "none")
         values[op.name] = point(op.name, y, op.activation)
     return values[graph.operators[-1].name][:, 0, 0, :].T
 
 
-@partial(jax.jit, static_argnames="op")
-def _compute(op: Operator, kernel: Array | None, bias: Array | None, inputs: list[Array]) -> Array:
-    """The output of `op` before its activation."""
-    x = inputs[0]
-    if op.kind == "global_pool":
-        return x.mean(axis=(1, 2), keepdims=True)
-    if op.kind == "multiply":
-        return x * inputs[1]
-    if op.kind == "add":
-        return x + inputs[1]
-    assert kernel is not None and bias is not None, "every operator with weights has a kernel and a bias"
-    return _convolve(op, x, kernel) + bias[:, None, None, None]
-
-
-def _convolve(op: Operator, x: Float[Array, "c h w n"], kernel: Array) -> Float[Array, "c_out h_out w_out n"]:
-    if op.kind == "dense" or (op.kernel_size == 1 and op.stride == 1 and op.groups == 1):
-        return pointwise(x, kernel.reshape(kernel.shape[:2]))
-    if op.is_depthwise and op.out_shape[0] == op.in_shape[0]:
-        return depthwise(x, kernel[:, 0], op.stride, op.kernel_size)
-    width = op.in_shape[0] // op.groups
-    per_group = op.out_shape[0] // op.groups
-    parts = [
-        convolve(x[group * width : (group + 1) * width], kernel[group * per_group : (group + 1) * per_group], op.stride)
-        for group in range(op.groups)
-    ]
-    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+_apply = jax.jit(apply_operator, static_argnames="op")
 
 
 @partial(jax.jit, static_argnames="activation")
@@ -599,7 +561,3 @@ def _quantize(x: Array, activation: Activation, scale: Array, lowest: Array, hig
 def _calibrate(x: Array, activation: Activation, bits: Array, method: Calibration) -> tuple[Array, Array, Array]:
     y = activate(x, activation)
     return y, *activation_range(y, bits, method)
-
-
-def _to_chwn(images: Float32[np.ndarray, "n c h w"]) -> Float[Array, "c h w n"]:
-    return jnp.asarray(images.transpose(1, 2, 3, 0))

@@ -16,7 +16,7 @@ from hanax.experiments._parity_certificate import ParityCertificate, Tolerances,
 from hanax.supernet import Evaluator, to_qdq_onnx
 
 METHOD = Method(warmup_runs=1, min_rounds=6, max_rounds=6, inner_ms=1.0, inner_runs=1)
-LOOSE = Tolerances(accuracy_points=10.0, equal_classes=0.7)
+LOOSE = Tolerances(accuracy_points=10.0, equal_classes=0.8)
 """For 48 images and random weights, whose logits small errors change far more than those of trained ones."""
 
 
