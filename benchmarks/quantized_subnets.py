@@ -54,33 +54,36 @@ def main() -> None:
     rng = np.random.default_rng(SEED)
     drawn = space.sample(rng, 2 if arguments.quick else N_RANDOM)
     codes = np.concatenate([space.encode([space.smallest, space.largest]), drawn])
-    rows = compare(space, quantized, codes, {"post-training": with_steps(quantized, float_params), "trained": params},
-                   float_params, test, arguments.calibration)  # fmt: skip
+    about = {
+        "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
+        "versions": {name: importlib.metadata.version(name) for name in ("hanax", "jax")},
+        "n_images": len(dataset.y_test),
+        "n_calibration": N_CALIBRATION,
+        "calibration": arguments.calibration,
+    }
+    say(json.dumps(about))
+    rows = compare(space, quantized, codes, float_params, params, test, arguments.calibration)
     if arguments.json is not None:
-        report = {"machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
-                  "versions": {name: importlib.metadata.version(name) for name in ("hanax", "jax")},
-                  "n_images": len(dataset.y_test), "n_calibration": N_CALIBRATION,
-                  "calibration": arguments.calibration, "rows": rows}  # fmt: skip
-        write_atomically(arguments.json, json.dumps(report, indent=1).encode())
+        write_atomically(arguments.json, json.dumps(about | {"rows": rows}, indent=1).encode())
 
 
 def compare(
     space: SearchSpace,
     quantized: SearchSpace,
     codes: np.ndarray,
-    weights: dict[str, Params],
     float_params: Params,
+    trained: Params,
     test: Split,
     calibration: Calibration,
 ) -> list[dict[str, object]]:
-    """A row per supernet and policy: accuracies in percent and losses in points of each of `codes`."""
+    """A row per supernet and policy: accuracy, a share, and loss in points of each of `codes`."""
     n = len(test.y_validation)
     archs = space.decode(codes)
     reference = Evaluator(space, float_params, test, n_calibration=N_CALIBRATION, n_validation=n).accuracies(archs)
     rows = [row("float training", "float32", reference, reference)]
-    after = Evaluator(space, weights["trained"], test, n_calibration=N_CALIBRATION, n_validation=n).accuracies(archs)
+    after = Evaluator(space, trained, test, n_calibration=N_CALIBRATION, n_validation=n).accuracies(archs)
     rows.append(row("trained", "float32", after, reference))
-    for name, params in weights.items():
+    for name, params in (("post-training", with_steps(quantized, float_params)), ("trained", trained)):
         evaluator = Evaluator(
             quantized, params, test, n_calibration=N_CALIBRATION, n_validation=n, calibration=calibration
         )

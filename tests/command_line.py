@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
+
+from hanax._files import write_atomically
+from hanax.experiments import load_experiment
+from hanax.experiments._folder import RunFolder, stage_keys
+from hanax.experiments._gather import EXPERIMENT_FILE
+from hanax.experiments._pipeline import Pipeline, open_pipeline
+from hanax.experiments._progress import Silent
 
 TINY = """
 seed: 3
@@ -96,3 +106,33 @@ class TinyRun:
     file: Path
     folder: Path
     output: str
+
+
+def finished_run(command_line: CommandLine, home: Path, text: str) -> TinyRun:
+    """A whole run of the experiment `text` in the folder `home`, from the command line."""
+    file = home / "tiny.yaml"
+    file.write_text(text)
+    status, output = command_line.run("run", file, "--out", home / "run", cwd=home)
+    assert status == 0, output
+    return TinyRun(file, home / "run", output)
+
+
+@contextmanager
+def trained_run(command_line: CommandLine, home: Path, settings: Sequence[str]) -> Iterator[Pipeline]:
+    """A run of `TINY` with `settings` in the folder `home`, in this process, as far as its supernet is trained."""
+    import jax
+
+    cache = jax.config.jax_compilation_cache_dir
+    (home / "tiny.yaml").write_text(TINY)
+    experiment = load_experiment(home / "tiny.yaml", settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HANAX_CACHE", str(command_line.cache))
+        made = open_pipeline(experiment, home / "run", Silent())
+        with RunFolder(made.path) as folder:
+            write_atomically(made.path / EXPERIMENT_FILE, experiment.model_dump_json().encode())
+            folder.write_plan(made.stages())
+            keys = stage_keys(made.stages())
+            for stage in made.stages()[:2]:
+                folder.execute(stage, keys[stage.name])
+        yield made
+    jax.config.update("jax_compilation_cache_dir", cache)

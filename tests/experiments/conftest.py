@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from command_line import TINY, CommandLine, TinyRun
+from command_line import TINY, CommandLine, TinyRun, finished_run
 
 
 @pytest.fixture(scope="session")
@@ -14,9 +14,4 @@ def command_line(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
 @pytest.fixture(scope="session")
 def tiny_run(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A whole run, from the command line."""
-    home = tmp_path_factory.mktemp("tiny")
-    file = home / "tiny.yaml"
-    file.write_text(TINY)
-    status, output = command_line.run("run", file, "--out", home / "run", cwd=home)
-    assert status == 0, output
-    return TinyRun(file, home / "run", output)
+    return finished_run(command_line, tmp_path_factory.mktemp("tiny"), TINY)

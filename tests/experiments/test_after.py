@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import TINY, CommandLine
+from command_line import CommandLine, trained_run
 
-from hanax._files import write_atomically
-from hanax.experiments import ExperimentError, RunFolderError, finetune, load_experiment, train
+from hanax.experiments import ExperimentError, RunFolderError, finetune, train
 from hanax.experiments._after import find_arch
 from hanax.experiments._export import count_correct
-from hanax.experiments._folder import RunFolder, stage_keys
+from hanax.experiments._folder import RunFolder
 from hanax.experiments._gather import EXPERIMENT_FILE
-from hanax.experiments._pipeline import Pipeline, open_pipeline
+from hanax.experiments._pipeline import Pipeline
 from hanax.experiments._progress import Progress, Silent
 from hanax.search_spaces import Arch
 from hanax.supernet import Evaluator, Subnet, load_supernet, supernet_fingerprint
@@ -31,23 +30,10 @@ ARCH = "smallest"
 @pytest.fixture(scope="module")
 def pipeline(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """Of a run that has come as far as its supernet."""
-    import jax
-
-    cache = jax.config.jax_compilation_cache_dir
-    home = tmp_path_factory.mktemp("after")
-    (home / "tiny.yaml").write_text(TINY)
-    experiment = load_experiment(home / "tiny.yaml", ["supernet.epochs=0.7", "supernet.watch_epochs=0"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HANAX_CACHE", str(command_line.cache))
-        made = open_pipeline(experiment, home / "run", Silent())
-        with RunFolder(made.path) as folder:
-            write_atomically(made.path / EXPERIMENT_FILE, experiment.model_dump_json().encode())
-            folder.write_plan(made.stages())
-            keys = stage_keys(made.stages())
-            for stage in made.stages()[:2]:
-                folder.execute(stage, keys[stage.name])
+    with trained_run(
+        command_line, tmp_path_factory.mktemp("after"), ["supernet.epochs=0.7", "supernet.watch_epochs=0"]
+    ) as made:
         yield made
-    jax.config.update("jax_compilation_cache_dir", cache)
 
 
 @pytest.fixture(scope="module")

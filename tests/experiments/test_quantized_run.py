@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from command_line import QUANTIZED_TINY, TINY, CommandLine, TinyRun
+from command_line import QUANTIZED_TINY, TINY, CommandLine, TinyRun, finished_run
 
 from hanax.experiments import Experiment, make_experiment
 from hanax.experiments._after import find_float_arch
@@ -115,12 +115,7 @@ def test_bits_lower_what_a_network_costs_in_bytes_and_on_bitfusion(
 
 @pytest.fixture(scope="module")
 def run(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    home = tmp_path_factory.mktemp("quantized")
-    file = home / "tiny.yaml"
-    file.write_text(QUANTIZED_TINY)
-    status, output = command_line.run("run", file, "--out", home / "run", cwd=home)
-    assert status == 0, output
-    return TinyRun(file, home / "run", output)
+    return finished_run(command_line, tmp_path_factory.mktemp("quantized"), QUANTIZED_TINY)
 
 
 @pytest.mark.slow

@@ -9,18 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import TINY, CommandLine
+from command_line import CommandLine, trained_run
 from typer.testing import CliRunner
 
-from hanax._files import write_atomically
-from hanax.experiments import Formats, load_experiment, quantize_supernet, quantized_evaluator
+from hanax.experiments import Formats, quantize_supernet, quantized_evaluator
 from hanax.experiments._accuracies import AccuracyTableError, collect_accuracy
 from hanax.experiments._cli import app
 from hanax.experiments._fitting import draw_archs
-from hanax.experiments._folder import QUANTIZED_SUPERNET, RunFolder, stage_keys
+from hanax.experiments._folder import QUANTIZED_SUPERNET
 from hanax.experiments._frames import read_frame
-from hanax.experiments._gather import EXPERIMENT_FILE
-from hanax.experiments._pipeline import Pipeline, open_pipeline
+from hanax.experiments._pipeline import Pipeline
 from hanax.experiments._progress import Silent
 from hanax.experiments._run_quantized import quantized_supernet, read_archs
 from hanax.search_spaces import SpaceMismatchError, quantized_space
@@ -48,23 +46,8 @@ class Said(Silent):
 @pytest.fixture(scope="module")
 def pipeline(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """Of a run that has come as far as its float supernet."""
-    import jax
-
-    cache = jax.config.jax_compilation_cache_dir
-    home = tmp_path_factory.mktemp("quantized")
-    (home / "tiny.yaml").write_text(TINY)
-    experiment = load_experiment(home / "tiny.yaml", SMALL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HANAX_CACHE", str(command_line.cache))
-        made = open_pipeline(experiment, home / "run", Silent())
-        with RunFolder(made.path) as folder:
-            write_atomically(made.path / EXPERIMENT_FILE, experiment.model_dump_json().encode())
-            folder.write_plan(made.stages())
-            keys = stage_keys(made.stages())
-            for stage in made.stages()[:2]:
-                folder.execute(stage, keys[stage.name])
+    with trained_run(command_line, tmp_path_factory.mktemp("quantized"), SMALL) as made:
         yield made
-    jax.config.update("jax_compilation_cache_dir", cache)
 
 
 @pytest.fixture(scope="module")
