@@ -451,9 +451,7 @@ def assemble(
         integers: Of the kernels before folding, by operator.
         ranges: Of all that `tensor_names` names, but hard sigmoids.
     """
-    tensors = {
-        name: _levels(graph, name, plan.tensors.get(name, INT8), ranges.get(name)) for name in tensor_names(graph)
-    }
+    tensors = tensor_levels(graph, plan, ranges)
     kernels = {}
     for op in graph.operators:
         if op.is_weighted:
@@ -502,6 +500,11 @@ def _fold(graph: Graph, weights: Weights, integers: Mapping[str, Integers]) -> d
 def _along(channels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """`channels` in the shape of the kernel's axes."""
     return channels.reshape(-1, *(1,) * (kernel.ndim - 1))
+
+
+def tensor_levels(graph: Graph, plan: PrecisionPlan, ranges: Mapping[str, Range]) -> dict[str, Levels]:
+    """The levels of all tensors of a network; `ranges` are of all that `tensor_names` names, but hard sigmoids."""
+    return {name: _levels(graph, name, plan.tensors.get(name, INT8), ranges.get(name)) for name in tensor_names(graph)}
 
 
 def _levels(graph: Graph, name: str, bits: int, found: Range | None) -> Levels:

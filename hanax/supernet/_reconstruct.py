@@ -1,6 +1,7 @@
 """Post-training quantization of one network, operator by operator, on a few hundred images without labels.
 
-All of it walks through the network once. At each operator with a kernel it compares what the float network computes
+What comes out is a `RoundedNet`, which `RoundedNet.in_integers` hands on to integer runtimes. All of it walks through
+the network once. At each operator with a kernel it compares what the float network computes
 before the activation with what the rounded one does, from what the operators before it, already dealt with, hand on
 (the sequential variant of AdaQuant, Hubara et al., 2020, arXiv:2006.10518). Then it changes that operator:
 
@@ -44,7 +45,9 @@ from hanax.supernet._folded_net import (
     tensor_ranges,
 )
 from hanax.supernet._layers import activate
+from hanax.supernet._quantized_net import IntegerKernel, QuantizedNet, check_integers, tensor_levels
 from hanax.supernet._ranges import Ranges
+from hanax.supernet._subnet import Subnet
 from hanax.supernet._weights import Weights
 
 BATCH = 32
@@ -67,6 +70,8 @@ class RoundedNet:
         ranges: Between which values each tensor is rounded.
         errors: By operator, of the last walk: the squared error of what it computes before its activation, as a share
             of the square of what the float network computes there, before and after the operator was changed.
+        n_calibration: Images that the ranges come from.
+        calibration: How they were found.
     """
 
     graph: Graph
@@ -74,6 +79,34 @@ class RoundedNet:
     weights: Weights
     ranges: Ranges
     errors: Mapping[str, tuple[float, float]]
+    n_calibration: int
+    calibration: Calibration
+
+    def in_integers(self, subnet: Subnet) -> QuantizedNet:
+        """This network for integer runtimes: what models are written from, and what can be certified.
+
+        Args:
+            subnet: The one that it was made of, which knows the architecture and how images are normalised.
+
+        Raises:
+            ValueError: `subnet` has another graph, or the plan other formats than integers of 2 to 8 bits.
+        """
+        if subnet.graph != self.graph:
+            raise ValueError("the subnet is another network than the one that was rounded; give that one's")
+        check_integers(self.plan)
+        tensors = tensor_levels(self.graph, self.plan, self.ranges)
+        kernels = {}
+        for op in self.graph.operators:
+            if op.is_weighted:
+                entries = self.weights[op.name]
+                scale = entries["scale"].reshape(-1, *[1] * (entries["kernel"].ndim - 1))
+                integers = np.rint(entries["kernel"] / np.maximum(scale, TINY)).astype(np.int8)
+                kernel = IntegerKernel(self.plan.kernels[op.name], integers, entries["scale"], entries["bias"])
+                kernels[op.name] = kernel.for_input(tensors[op.inputs[0]].scale)
+        return QuantizedNet(
+            subnet.arch, self.graph, kernels, tensors, subnet.space_fingerprint, subnet.input_mean, subnet.input_std,
+            self.n_calibration, self.calibration,
+        )  # fmt: skip
 
     def logits(self, images: Float32[np.ndarray, "n c h w"]) -> Float[np.ndarray, "n classes"]:
         """Logits of normalised images."""
@@ -139,7 +172,8 @@ def round_to_nearest(
     weights = {
         name: by_code[plan.kernels[name]][name] | {"bias": entries["bias"]} for name, entries in net.weights.items()
     }
-    return RoundedNet(net.graph, plan, weights, tensor_ranges(net, images, calibration), {})
+    ranges = tensor_ranges(net, images, calibration)
+    return RoundedNet(net.graph, plan, weights, ranges, {}, len(images), calibration)
 
 
 def correct_biases(net: FoldedNet, rounded: RoundedNet, images: Float32[np.ndarray, "n c h w"]) -> RoundedNet:
@@ -295,7 +329,7 @@ def _walk(
             if last_use[name] == step:
                 exact.pop(name, None), own.pop(name, None)
     ranges = {name: (float(between[i, 0]), float(between[i, 1])) for name, i in position.items()}
-    return RoundedNet(graph, rounded.plan, weights, ranges, errors)
+    return dataclasses.replace(rounded, weights=weights, ranges=ranges, errors=errors)
 
 
 def _anonymous(op: Operator) -> Operator:

@@ -24,7 +24,7 @@ from jax import Array
 from jaxtyping import Float, Int32
 
 from hanax._files import read_lines, write_atomically
-from hanax.search_spaces import RESOLUTION, Arch, SearchSpace, float_space
+from hanax.search_spaces import RESOLUTION, Arch, SearchSpace, float_space, precision_columns
 from hanax.supernet._attentive import (
     AttentivePrior,
     Direction,
@@ -73,6 +73,8 @@ from hanax.supernet._step import (
 MOST_ROLLBACKS = 5
 LEAST_RECURRENCES = 1000
 """Steps that a subnet must be in to have executables of its own: they take some seconds to compile."""
+WIDEST_SHARE = 0.5
+"""Of the subnets of a quantized phase other than the largest, those that are in the widest formats throughout."""
 METRICS_FILE = "metrics.jsonl"
 NOT_IDENTIFYING = ("checkpoint_seconds", "watch_epochs", "execution", "compute_dtype")
 """Fields of a recipe that may change before a training goes on, or of which the outcome is kept beside its identity."""
@@ -200,9 +202,10 @@ def train_quantized(
 
     A short phase of quantization-aware training, for all architectures and policies at once (quantized-for-all, as
     OQA, Shen et al., 2021, arXiv:2010.04354, and BatchQuant, Bai et al., 2021, arXiv:2105.08952): each step takes the
-    largest subnet in the widest formats, the smallest in the narrowest, and random ones in random formats. All learn
-    from the labels and from the largest subnet of `params` in `float_space`, frozen and not quantized. With one format
-    each for weights and activations it is the usual quantization-aware training of a supernet.
+    largest subnet in the widest formats, the smallest in the narrowest, and random ones in random formats; by chance,
+    half of the others are in the widest formats throughout, too, which most runtimes take and which random formats never
+    are. All learn from the labels and from the largest subnet of `params` in `float_space`, frozen and not quantized.
+    With one format each for weights and activations it is the usual quantization-aware training of a supernet.
 
     Epochs, batches, augmentation, optimizer, label smoothing, distillation weight and the number of random subnets are
     the recipe's; its schedule and its sampling are not used. Suitable are a fifth of the epochs of the float training
@@ -392,11 +395,24 @@ def draw_lessons(
     if phase.draw == "sandwich":
         largest, smallest = largest_within(space, phase.options), smallest_within(space, phase.options)
         archs = [("largest", largest), ("smallest", smallest), *archs]
+    if _is_quantized(space) and phase.name != SINGLE_PHASE:
+        others = zip(archs[1:], rng.random(len(archs) - 1) < WIDEST_SHARE, strict=True)
+        archs[1:] = [
+            (f"{role}_widest", _in_widest_formats(space, arch)) if is_widest else (role, arch)
+            for (role, arch), is_widest in others
+        ]
     recurring = () if phase.name == SINGLE_PHASE else recurring_subnets(space, phase)
     return [
         Lesson(role, arch, _objective(recipe, phase, is_first=index == 0), arch in recurring and role != "random")
         for index, (role, arch) in enumerate(archs)
     ]
+
+
+def _in_widest_formats(space: SearchSpace, arch: Arch) -> Arch:
+    """`arch`, of a quantized space, with the last format that each block may have."""
+    codes, columns = space.encode([arch]), precision_columns(space)
+    codes[:, columns] = space.option_counts[columns] - 1
+    return space.decode(space.canonical(codes))[0]
 
 
 def _objective(recipe: Recipe, phase: Phase, *, is_first: bool) -> Objective:

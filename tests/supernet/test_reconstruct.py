@@ -7,20 +7,24 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hanax.search_spaces import INPUT, Graph, Operator, uniform_plan
+from hanax.search_spaces import INPUT, Graph, Operator, mobilenet_v3, number_format, uniform_plan
 from hanax.supernet import (
     FoldedNet,
     RoundedNet,
     StaticNet,
+    Subnet,
     correct_biases,
     fold_batch_norm,
     random_weights,
     reconstruct,
     reestimate_norms,
     round_to_nearest,
+    run_onnx,
+    to_qdq_onnx,
 )
 
 N_IMAGES = 48
+SPACE = mobilenet_v3(resolutions=(9,), image_channels=2, n_classes=5)
 
 
 def graph() -> Graph:
@@ -50,10 +54,10 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def net() -> FoldedNet:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(5)
     weights = random_weights(graph(), rng)
     for entries in weights.values():
-        for name in entries.keys() - {"kernel"}:
+        for name in sorted(entries.keys() - {"kernel"}):
             entries[name] = rng.uniform(0.5, 1.5, entries[name].shape).astype(np.float32)
     return FoldedNet(graph(), fold_batch_norm(graph(), weights))
 
@@ -143,6 +147,31 @@ def test_a_network_that_is_not_rounded_is_not_changed(net: FoldedNet, exact: np.
     rounded = correct_biases(net, round_to_nearest(net, plan, images), images)
     assert rounded.logits(images) == pytest.approx(exact, rel=1e-3, abs=1e-3)
     assert max(after for _, after in rounded.errors.values()) < 1e-9
+
+
+def subnet() -> Subnet:
+    """One of the same graph."""
+    rng = np.random.default_rng(2)
+    return Subnet(SPACE.largest, graph(), random_weights(graph(), rng), SPACE.fingerprint, (0.5, 0.5), (0.2, 0.2), 8)
+
+
+def test_a_reconstructed_network_computes_the_same_in_integers(reconstructed: RoundedNet, images: np.ndarray) -> None:
+    net = reconstructed.in_integers(subnet())
+    assert net.n_calibration == N_IMAGES and net.arch == SPACE.largest
+    assert {kernel.bits for kernel in net.kernels.values()} == {4, 8}
+    step = net.tensors["classify"].scale
+    assert np.abs(net.logits(images) - reconstructed.logits(images)).max() < 0.5 * step
+    in_onnx = run_onnx(to_qdq_onnx(net, batch=None), images)
+    assert (np.abs(in_onnx - net.deployed().logits(images)) < 0.5 * step).mean() > 0.95
+
+
+def test_other_networks_and_formats_do_not_become_integers(net: FoldedNet, nearest: RoundedNet) -> None:
+    other = dataclasses.replace(nearest, graph=Graph(net.graph.input_shape, net.graph.operators[:-1]))
+    with pytest.raises(ValueError, match="another network than the one that was rounded"):
+        other.in_integers(subnet())
+    formats = dataclasses.replace(nearest.plan, kernels=dict.fromkeys(nearest.plan.kernels, number_format("e4m3")))
+    with pytest.raises(ValueError, match="not deployable as integers"):
+        dataclasses.replace(nearest, plan=formats).in_integers(subnet())
 
 
 def test_accuracy_is_the_share_of_right_classes(nearest: RoundedNet, images: np.ndarray) -> None:
