@@ -2,10 +2,12 @@
 
     python benchmarks/quantized_subnets.py --data DIR --json out.json    # 10 minutes, beside half an hour of training
 
-DIR is the folder of the public files, with ``fashion-mnist/`` in it. The float supernet of
-``experiments/fashion_mnist.yaml`` and its quantization-aware phase are trained if the cache folder does not hold them.
+DIR is the folder of the public files, with ``fashion-mnist/`` in it. The supernet of
+``experiments/fashion_mnist_int8.yaml`` and its quantization-aware phase are trained if the cache folder does not hold
+them.
 
-The same architectures (the smallest, the largest and random ones) are scored in every policy, the same for all blocks:
+The same architectures (the smallest, the largest and random ones) are scored in every pair of formats, the same for all
+blocks, and in random policies, one for each:
 after the float training (post-training quantization) and after the quantization-aware phase. Batch norms and ranges are
 calibrated on training images. A loss is against the same architecture, of the float supernet, in float32. The test
 images are used for nothing else.
@@ -25,11 +27,17 @@ import jax
 import numpy as np
 
 from hanax._files import write_atomically
-from hanax.experiments._quantized_supernet import fashion_mnist_supernet, float_supernet
-from hanax.search_spaces import SearchSpace, format_name, with_precision
-from hanax.supernet import Calibration, Evaluator, Params, Split, load_images, with_steps
+from hanax.experiments._quantized_supernet import FASHION_MNIST, QuantizedSupernet, quantized_supernet
+from hanax.search_spaces import (
+    SearchSpace,
+    architecture_columns,
+    float_space,
+    format_name,
+    precision_columns,
+    with_precision,
+)
+from hanax.supernet import Calibration, Evaluator, Params, Split, with_steps
 
-POLICIES = ((8, 8), (6, 8), (4, 8), (8, 6), (6, 6), (4, 6), (8, 4), (4, 4))
 N_CALIBRATION = 1000
 N_RANDOM = 18
 SEED = 11
@@ -47,10 +55,9 @@ def main() -> None:
     def say(text: str) -> None:
         print(text, flush=True)
 
-    space, float_params, _ = float_supernet(arguments.data, say)
-    quantized, params, split = fashion_mnist_supernet(arguments.data, say)
-    dataset = load_images(str(arguments.data / "fashion-mnist"))
-    test = dataclasses.replace(split, x_validation=dataset.x_test, y_validation=dataset.y_test)
+    supernet = quantized_supernet(FASHION_MNIST, arguments.data, say)
+    space, dataset = float_space(supernet.space), supernet.dataset
+    test = dataclasses.replace(supernet.split, x_validation=dataset.x_test, y_validation=dataset.y_test)
     rng = np.random.default_rng(SEED)
     drawn = space.sample(rng, 2 if arguments.quick else N_RANDOM)
     codes = np.concatenate([space.encode([space.smallest, space.largest]), drawn])
@@ -62,48 +69,58 @@ def main() -> None:
         "calibration": arguments.calibration,
     }
     say(json.dumps(about))
-    rows = compare(space, quantized, codes, float_params, params, test, arguments.calibration)
+    rows = compare(supernet, codes, test, arguments.calibration)
     if arguments.json is not None:
         write_atomically(arguments.json, json.dumps(about | {"rows": rows}, indent=1).encode())
 
 
 def compare(
-    space: SearchSpace,
-    quantized: SearchSpace,
-    codes: np.ndarray,
-    float_params: Params,
-    trained: Params,
-    test: Split,
-    calibration: Calibration,
+    supernet: QuantizedSupernet, codes: np.ndarray, test: Split, calibration: Calibration
 ) -> list[dict[str, object]]:
-    """A row per supernet and policy: accuracy, a share, and loss in points of each of `codes`."""
-    n = len(test.y_validation)
-    archs = space.decode(codes)
-    reference = Evaluator(space, float_params, test, n_calibration=N_CALIBRATION, n_validation=n).accuracies(archs)
+    """A row per training and policy: accuracy, a share, and loss in points of each of `codes`."""
+    n, plain = len(test.y_validation), float_space(supernet.space)
+
+    def accuracies(space: SearchSpace, params: Params, codes: np.ndarray) -> np.ndarray:
+        evaluator = Evaluator(space, params, test, n_calibration=N_CALIBRATION, n_validation=n, calibration=calibration)
+        return evaluator.accuracies(space.decode(codes))
+
+    reference = accuracies(plain, supernet.float_params, codes)
     rows = [row("float training", "float32", reference, reference)]
-    after = Evaluator(space, trained, test, n_calibration=N_CALIBRATION, n_validation=n).accuracies(archs)
-    rows.append(row("trained", "float32", after, reference))
-    for name, params in (("post-training", with_steps(quantized, float_params)), ("trained", trained)):
-        evaluator = Evaluator(
-            quantized, params, test, n_calibration=N_CALIBRATION, n_validation=n, calibration=calibration
-        )
-        for weight, activation in POLICIES:
-            archs_in = quantized.decode(with_precision(quantized, codes, weight, activation))
-            policy = f"w {format_name(weight)}, a {format_name(activation)}"
-            rows.append(row(name, policy, evaluator.accuracies(archs_in), reference))
+    rows.append(row("trained", "float32", accuracies(plain, supernet.params, codes), reference))
+    after = {"post-training": with_steps(supernet.space, supernet.float_params), "trained": supernet.params}
+    for training, params in after.items():
+        for policy, in_formats in quantized_codes(supernet.space, codes).items():
+            rows.append(row(training, policy, accuracies(supernet.space, params, in_formats), reference))
     return rows
 
 
-def row(supernet: str, policy: str, accuracy: np.ndarray, reference: np.ndarray) -> dict[str, object]:
+def quantized_codes(space: SearchSpace, codes: np.ndarray) -> dict[str, np.ndarray]:
+    """By policy, architectures `codes` in the quantized `space`."""
+    columns = precision_columns(space)
+    options = {
+        kind: next(space.decisions[column].options for column in columns if space.decisions[column].name.endswith(kind))
+        for kind in ("weight_bits", "activation_bits")
+    }
+    policies = {
+        f"w {format_name(weights)}, a {format_name(activations)}": with_precision(space, codes, weights, activations)
+        for activations in reversed(options["activation_bits"])
+        for weights in reversed(options["weight_bits"])
+    }
+    drawn = space.sample(np.random.default_rng([SEED, 1]), len(codes))
+    drawn[:, architecture_columns(space)] = codes
+    return policies | {"random per block": space.canonical(drawn)}
+
+
+def row(training: str, policy: str, accuracy: np.ndarray, reference: np.ndarray) -> dict[str, object]:
     """One line, which is printed too."""
     loss = 100 * (reference - accuracy)
     low, middle, high = np.quantile(loss, (0.25, 0.5, 0.75))
     print(
-        f"{supernet:15} {policy:15} accuracy {100 * accuracy.mean():6.2f} %   loss: mean {loss.mean():6.2f}, median "
+        f"{training:15} {policy:17} accuracy {100 * accuracy.mean():6.2f} %   loss: mean {loss.mean():6.2f}, median "
         f"{middle:6.2f} (quartiles {low:.2f} to {high:.2f}), worst {loss.max():6.2f}   n {len(loss)}",
         flush=True,
     )
-    return {"supernet": supernet, "policy": policy, "accuracy": accuracy.tolist(), "loss_points": loss.tolist()}
+    return {"supernet": training, "policy": policy, "accuracy": accuracy.tolist(), "loss_points": loss.tolist()}
 
 
 if __name__ == "__main__":

@@ -643,7 +643,7 @@ def load_experiment(file: str | Path, overrides: Sequence[str] = ()) -> Experime
         ExperimentError: The file is missing or not YAML, or something in it is wrong; all problems are listed.
     """
     path = Path(file)
-    if not path.exists() and (packaged := PACKAGED_FILES / f"{file}.yaml").exists():
+    if not path.is_file() and (packaged := PACKAGED_FILES / f"{file}.yaml").exists():
         path = packaged
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))

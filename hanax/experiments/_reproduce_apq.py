@@ -44,7 +44,7 @@ TIMES = 3
 """As many more samples may learning from scratch have."""
 PROCESS_SIZES = (25, 50, 100)
 """Samples of the Gaussian processes beside."""
-N_TEST = 300
+N_TEST = 200
 COVERAGE = 0.9
 SEED = 1
 
@@ -68,13 +68,14 @@ class TransferData:
     accuracy: Floats
 
 
-def fashion_mnist_space() -> SearchSpace:
-    """The search space of ``fashion_mnist.yaml`` for its images, without precision."""
-    return mobilenet_v3(
-        resolutions=(28,), image_channels=1, n_classes=10, depths=(1, 2, 3), stem_width=16, stem_stride=2,
-        stage_widths=(24, 32, 48), stage_strides=(2, 1, 2), stage_activations=("relu", "hswish", "hswish"),
-        stage_squeeze_excite=(False, True, True), head_width=192, feature_width=256,
+def cifar10_space() -> SearchSpace:
+    """The search space of ``quantized_cifar10.yaml`` for its images, number formats among its decisions."""
+    space = mobilenet_v3(
+        resolutions=(32,), n_classes=10, expand_ratios=(1, 3, 6), depths=(1, 2, 3), stem_width=16, stem_stride=2,
+        stage_widths=(24, 48, 96), stage_strides=(2, 1, 2), stage_activations=("relu", "hswish", "hswish"),
+        stage_squeeze_excite=(False, True, True), head_width=288, feature_width=384,
     )  # fmt: skip
+    return quantized_space(space, weights=("int4", "int6", "int8"), activations=("int6", "int8"))
 
 
 def load_tables(float_table: Path = FLOAT_TABLE, quantized_table: Path = QUANTIZED_TABLE) -> TransferData:
@@ -85,14 +86,14 @@ def load_tables(float_table: Path = FLOAT_TABLE, quantized_table: Path = QUANTIZ
         SpaceMismatchError: One is of another space.
         ValueError: There are no more than `N_TEST` quantized networks.
     """
-    space = quantized_space(fashion_mnist_space())
+    space = cifar10_space()
 
     def read(path: Path, of: SearchSpace) -> tuple[np.ndarray, Floats]:
         frame, _ = read_frame(path, of)
         codes = of.encode([Arch.parse(text) for text in frame["arch"]])
         return of.canonical(codes), 100.0 * frame["accuracy"].to_numpy(dtype=np.float64)
 
-    data = TransferData(space, *read(float_table, fashion_mnist_space()), *read(quantized_table, space))
+    data = TransferData(space, *read(float_table, float_space(space)), *read(quantized_table, space))
     if len(data.accuracy) < N_TEST + SAMPLE_SIZES[0]:
         raise ValueError(
             f"{quantized_table} has {len(data.accuracy)} networks; {N_TEST} are for testing and at least "

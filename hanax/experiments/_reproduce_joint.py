@@ -2,7 +2,7 @@
 
 Three searches of the same supernet, each with the same number of true evaluations by the same searcher:
 
-* ``joint``: architecture and policy are one genotype.
+* ``joint``: architecture and policy are one genotype, from coarse policies to fine ones.
 * ``sequential``: half of the evaluations search architectures, by their accuracy in float32 and their latency in int8;
   the other half search policies for the architectures on the front that was found.
 * ``int8``: architectures alone, all in int8.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from hanax._files import cache_folder
 from hanax.devices import BitFusion, BitFusionTable, code_costs, kernel_precisions, operator_bits
 from hanax.experiments._accuracies import AccuracyLedger
-from hanax.experiments._quantized_supernet import fashion_mnist_supernet
+from hanax.experiments._quantized_supernet import CIFAR10, quantized_supernet
 from hanax.experiments._reproduction import Reproduction, Row
 from hanax.search_spaces import (
     INT8,
@@ -60,19 +60,23 @@ EVALUATIONS, QUICK_EVALUATIONS = 100, 40
 N_CALIBRATION, N_VALIDATION = 500, 2000
 ROUND = 10
 """Networks evaluated between two fits of the searcher's predictors."""
-CANDIDATES = 4000
-"""Networks that these look at for each."""
+CANDIDATES, JOINT_CANDIDATES = 4000, 12_000
+"""Networks that these look at for each; more in the joint search, whose genotype has about twice as many decisions."""
 
-WORST_ERROR = 0.15
-"""Share of images; with the latency of the largest network in int8 the reference point of all hypervolumes."""
 BUDGETS = (0.1, 0.2, 0.4)
-"""Shares of that latency, for which the best accuracy is told."""
-UNIFORM = (4, 6, 8)
-"""Formats of the uniform policies that a search over policies begins with."""
+"""Shares of the latency of the largest network in int8, for which the best accuracy is told."""
+UNIFORM = ((8, 8), (4, 8), (4, 6))
+"""Formats of weights and activations, the same in all blocks, that a search over policies begins with: those of the
+smallest and of the largest architecture."""
 FIRST_POLICIES = ((8, 8), (6, 8), (4, 8), (6, 6), (8, 6), (4, 6))
-"""Formats of weights and activations that the joint search begins with, throughout each of some random architectures:
-at random per block nearly every network would have blocks of few bits."""
+"""Likewise of some random architectures: at random per block nearly every network would have blocks of few bits."""
 N_PER_POLICY = 3
+"""Of these in the joint search; there is one where half as many evaluations are left for policies."""
+
+COARSE_SHARE = 0.6
+"""Of the evaluations of the joint search, those in which all blocks have the same formats."""
+FORMAT_KINDS = ("weight_bits", "activation_bits")
+"""Ends of the names of the decisions about formats."""
 
 Accuracies = Callable[[Codes], Floats]
 """Accuracy, a share, of each of some networks."""
@@ -88,6 +92,8 @@ class Task:
         accuracies: Of codes of `space`.
         float_accuracies: Of codes of its `float_space`, not quantized.
         held_out: As `accuracies`, on images that no search sees.
+        worst_error: Share of images; with the latency of the largest network in int8 the reference point of all
+            hypervolumes.
     """
 
     space: SearchSpace
@@ -95,12 +101,13 @@ class Task:
     accuracies: Accuracies
     float_accuracies: Accuracies
     held_out: Accuracies
+    worst_error: float
 
     @property
     def reference(self) -> Floats:
-        """Error, as a share, and latency in ms from which hypervolumes count."""
+        """Error, as a share, and latency in ms from which hypervolumes count; the latency of the largest in int8."""
         plain = float_space(self.space)
-        return np.array([WORST_ERROR, self.latency_ms(self.in_int8(plain.encode([plain.largest])))[0]])
+        return np.array([self.worst_error, self.latency_ms(self.in_int8(plain.encode([plain.largest])))[0]])
 
     def in_int8(self, codes: Codes) -> Codes:
         """Codes of architectures as those of networks in int8."""
@@ -133,11 +140,22 @@ class Genotype:
 
 
 def search(
-    task: Task, genotype: Genotype, losses: Callable[[Codes], Floats], starts: Codes, n: int, seed: int
+    task: Task,
+    genotype: Genotype,
+    losses: Callable[[Codes], Floats],
+    starts: Codes,
+    n: int,
+    seed: int,
+    candidates: int,
+    told: tuple[Codes, Floats] | None = None,
 ) -> tuple[Codes, Floats]:
     """`n` different genotypes and their losses, shapes (n, d) and (n, 2), in the order of their evaluation.
 
     Linas, which begins with `starts`, and whose predictors see `known_columns` beside the genotype.
+
+    Args:
+        candidates: Networks that the predictors look at for each that is evaluated.
+        told: Genotypes that were evaluated before, and their losses; the first of the `n`.
     """
     import optuna
 
@@ -154,7 +172,7 @@ def search(
     sampler = LinasSampler(
         seed=seed,
         batch=ROUND,
-        candidates=CANDIDATES,
+        candidates=candidates,
         reference=task.reference.tolist(),
         search_space=parameters,
         canonical_codes=genotype.canonical,
@@ -163,7 +181,10 @@ def search(
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
     for row in starts[:n]:
         study.enqueue_trial(dict(zip(parameters, row.tolist(), strict=True)))
-    codes, found = np.zeros((0, len(parameters)), dtype=np.int32), np.zeros((0, 2))
+    codes, found = told or (np.zeros((0, len(parameters)), dtype=np.int32), np.zeros((0, 2)))
+    for row, value in zip(codes.tolist(), found.tolist(), strict=True):
+        chosen = dict(zip(parameters, row, strict=True))
+        study.add_trial(optuna.create_trial(params=chosen, distributions=dict(parameters), values=value))
     while len(codes) < n:
         trials = [study.ask(dict(parameters)) for _ in range(min(ROUND, n - len(codes)))]
         rows = np.array([[trial.params[name] for name in parameters] for trial in trials], dtype=np.int32)
@@ -198,22 +219,59 @@ def known_columns(task: Task, codes: Codes) -> Floats:
 
 
 def search_jointly(task: Task, n: int, seed: int) -> tuple[Codes, Floats]:
-    """Networks of the quantized space and their losses."""
+    """Networks of the quantized space and their losses.
+
+    From coarse to fine: the first `COARSE_SHARE` of the evaluations have the same formats in all blocks, so that two
+    decisions stand for all about formats; what they taught begins the search of formats for each block.
+    """
     space, plain = task.space, float_space(task.space)
+    offered = [format_options(space, kind) for kind in FORMAT_KINDS]
+    n_decisions = len(plain.decisions)
+
+    def networks(codes: Codes) -> Codes:
+        made = np.zeros((len(codes), len(space.decisions)), dtype=np.int32)
+        for pair in np.unique(codes[:, n_decisions:], axis=0):
+            rows = np.flatnonzero((codes[:, n_decisions:] == pair).all(axis=1))
+            formats = [options[option] for options, option in zip(offered, pair, strict=True)]
+            made[rows] = with_precision(space, codes[rows, :n_decisions], *formats)
+        return made
+
+    def canonical(codes: Codes) -> Codes:
+        return np.column_stack([plain.canonical(codes[:, :n_decisions]), codes[:, n_decisions:]]).astype(np.int32)
+
+    def with_formats(archs: Codes, policies: Sequence[tuple[int, int]]) -> Codes:
+        chosen = [[options.index(code) for options, code in zip(offered, pair, strict=True)] for pair in policies]
+        return np.column_stack([archs, np.reshape(chosen, (len(archs), len(offered)))]).astype(np.int32)
+
+    counts = (*plain.option_counts.tolist(), *map(len, offered))
+    genotype = Genotype(counts, canonical, networks, lambda codes: format_shares(space, networks(codes)))
+    drawn = plain.sample(np.random.default_rng([seed, 1]), N_PER_POLICY * len(FIRST_POLICIES))
+    ends = np.repeat(_ends(plain), len(UNIFORM), axis=0)
+    starts = np.concatenate([with_formats(ends, UNIFORM * 2), with_formats(drawn, FIRST_POLICIES * N_PER_POLICY)])
+    starts = canonical(starts)[unique_rows(canonical(starts))]
+    coarse, losses = search(
+        task,
+        genotype,
+        lambda rows: task.losses(networks(rows)),
+        starts,
+        round(COARSE_SHARE * n),
+        seed,
+        JOINT_CANDIDATES,
+    )
+
     counts = tuple(space.option_counts.tolist())
     genotype = Genotype(counts, space.canonical, lambda codes: codes, lambda codes: format_shares(space, codes))
-    drawn = plain.sample(np.random.default_rng([seed, 1]), N_PER_POLICY * len(FIRST_POLICIES))
-    policies = FIRST_POLICIES * N_PER_POLICY
-    first = [with_precision(space, drawn[[row]], *formats) for row, formats in enumerate(policies)]
-    starts = np.concatenate([_uniformly_quantized(space, _ends(plain)), *first])
-    return search(task, genotype, task.losses, starts[unique_rows(starts)], n, seed)
+    none = np.zeros((0, len(counts)), dtype=np.int32)
+    return search(task, genotype, task.losses, none, n, seed, JOINT_CANDIDATES, (networks(coarse), losses))
 
 
 def search_int8(task: Task, n: int, seed: int) -> tuple[Codes, Floats]:
     """Networks in int8 and their losses."""
     plain = float_space(task.space)
     genotype = Genotype(tuple(plain.option_counts.tolist()), plain.canonical, task.in_int8)
-    codes, losses = search(task, genotype, lambda rows: task.losses(task.in_int8(rows)), _ends(plain), n, seed)
+    codes, losses = search(
+        task, genotype, lambda rows: task.losses(task.in_int8(rows)), _ends(plain), n, seed, CANDIDATES
+    )
     return task.in_int8(codes), losses
 
 
@@ -225,7 +283,7 @@ def search_sequentially(task: Task, n: int, seed: int) -> tuple[Codes, Floats]:
     def float_losses(codes: Codes) -> Floats:
         return np.column_stack([1.0 - task.float_accuracies(codes), task.latency_ms(task.in_int8(codes))])
 
-    codes, losses = search(task, genotype, float_losses, _ends(plain), n // 2, seed)
+    codes, losses = search(task, genotype, float_losses, _ends(plain), n // 2, seed, CANDIDATES)
     on_front = np.flatnonzero(non_dominated(losses))
     on_front = on_front[np.argsort(losses[on_front, 1], kind="stable")]
     return allocate(task, codes[on_front], 1.0 - losses[on_front, 0], n - n // 2, seed)
@@ -254,18 +312,31 @@ def allocate(task: Task, archs: Codes, float_accuracy: Floats, n: int, seed: int
         lambda codes: np.column_stack([float_accuracy[codes[:, [0]]], format_shares(space, networks(codes))]),
     )
     ends = sorted({0, len(archs) - 1})
-    first = _uniformly_quantized(space, archs[ends])[:, columns]
-    starts = np.column_stack([np.tile(ends, len(UNIFORM)), first]).astype(np.int32)
-    codes, losses = search(task, genotype, lambda rows: task.losses(networks(rows)), canonical(starts), n, seed)
+    drawn = np.random.default_rng([seed, 2]).integers(len(archs), size=len(FIRST_POLICIES))
+    each = [with_precision(space, archs[[i]], *formats) for i, formats in zip(drawn, FIRST_POLICIES, strict=True)]
+    first = [_uniformly_quantized(space, archs[ends]), *each]
+    starts = np.column_stack([[*np.tile(ends, len(UNIFORM)), *drawn], np.concatenate(first)[:, columns]])
+    starts = canonical(starts.astype(np.int32))
+    starts = starts[unique_rows(starts)]
+    codes, losses = search(task, genotype, lambda rows: task.losses(networks(rows)), starts, n, seed, CANDIDATES)
     return networks(codes), losses
+
+
+def format_options(space: SearchSpace, kind: str) -> tuple[int, ...]:
+    """The formats on offer for a block, of a kind in `FORMAT_KINDS`."""
+    return next(
+        space.decisions[column].options
+        for column in precision_columns(space)
+        if space.decisions[column].name.endswith(kind)
+    )
 
 
 def format_shares(space: SearchSpace, codes: Codes) -> Floats:
     """Which share of a network's blocks has each format of weights, and each of activations, shape (n, f)."""
     active, shares = space.active(codes), []
-    for kind in ("weight_bits", "activation_bits"):
+    for kind in FORMAT_KINDS:
         columns = [column for column in precision_columns(space) if space.decisions[column].name.endswith(kind)]
-        n_options = len(space.decisions[columns[0]].options)
+        n_options = len(format_options(space, kind))
         taken = [((codes[:, columns] == option) & active[:, columns]).sum(axis=1) for option in range(n_options)]
         shares += [count / np.maximum(active[:, columns].sum(axis=1), 1) for count in taken]
     return np.column_stack(shares)
@@ -277,7 +348,7 @@ def _ends(space: SearchSpace) -> Codes:
 
 def _uniformly_quantized(space: SearchSpace, archs: Codes) -> Codes:
     """`archs` in each of the `UNIFORM` policies, one policy after the other."""
-    return np.concatenate([with_precision(space, archs, bits, bits) for bits in UNIFORM])
+    return np.concatenate([with_precision(space, archs, *formats) for formats in UNIFORM])
 
 
 SEARCHES = {"joint": search_jointly, "sequential": search_sequentially, "int8": search_int8}
@@ -344,7 +415,15 @@ def comparison_rows(task: Task, outcomes: dict[str, list[Outcome]], n: int) -> l
             best = np.array([_best_accuracy(each.losses, share * reference[1]) for each in of])
             rows.append(_row(f"accuracy_at_{share * 100:.0f}_{method}", 100.0 * best, n, "%, search images"))
     rows += [
-        Row("reference_error", None, 100.0 * reference[0], None, None, None, "%"),
+        Row(
+            "reference_error",
+            None,
+            100.0 * reference[0],
+            None,
+            None,
+            None,
+            "%, smallest network in the narrowest formats",
+        ),
         Row("reference_latency", None, float(reference[1]), None, None, None, "ms, largest network in int8"),
     ]
     return rows + _origin_rows(task, outcomes)
@@ -423,7 +502,8 @@ class KeptAccuracies:
 def make_task(space: SearchSpace, params: Params, split: Split, table: BitFusionTable, say: Say) -> Task:
     """The task of searching the quantized `space`, whose supernet has the weights `params`.
 
-    Searches see the first `N_VALIDATION` validation images; all others, in parts of as many, are held out.
+    Searches see the first `N_VALIDATION` validation images; all others, in parts of as many, are held out. Errors count
+    up to that of the smallest network in the narrowest formats.
     """
     from hanax.supernet import Evaluator, supernet_fingerprint
 
@@ -445,18 +525,21 @@ def make_task(space: SearchSpace, params: Params, split: Split, table: BitFusion
         return mean
 
     say(f"accuracies are kept in {folder}")
-    return Task(space, table, kept(space, "quantized", 0), kept(float_space(space), "float", 0), held_out)
+    accuracies, plain = kept(space, "quantized", 0), float_space(space)
+    worst_error = 1.0 - float(accuracies(space.canonical(space.encode([space.smallest])))[0])
+    return Task(space, table, accuracies, kept(plain, "float", 0), held_out, worst_error)
 
 
 def reproduce_joint(data: Path, quick: bool, say: Say) -> Reproduction:
-    """Joint search beside sequential search and search in int8, on a quantized supernet of Fashion-MNIST.
+    """Joint search beside sequential search and search in int8, on a quantized supernet of a subset of CIFAR-10.
 
     Raises:
         DataError, FileNotFoundError: The public files are not in `data`.
     """
     started = time.perf_counter()
     table = BitFusionTable.read(data / TABLE_FILE)
-    task = make_task(*fashion_mnist_supernet(data, say), table, say)
+    supernet = quantized_supernet(CIFAR10, data, say)
+    task = make_task(supernet.space, supernet.params, supernet.split, table, say)
     n, n_seeds = (QUICK_EVALUATIONS, 2) if quick else (EVALUATIONS, N_SEEDS)
     outcomes = compare(task, n, n_seeds, say)
     title = (

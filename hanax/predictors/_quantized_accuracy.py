@@ -25,7 +25,7 @@ from hanax.predictors._quantized_accuracy_net import (
     along_tangent,
     initial_weights,
     moved_weights,
-    outputs,
+    no_moves,
     train,
 )
 from hanax.predictors._source_pool import Groups
@@ -43,7 +43,13 @@ N_COMPARED = 200
 LEAST_SHARE = 0.05
 """Of the probability of the likeliest pair of signals, below which one is not kept."""
 
-PRETRAINED = ("float_weights_", "float_error_", "architecture_mean_", "architecture_norm_", "level_", "unit_")
+MOST_SOLVED = 2_000
+"""Unquantized samples that are learned in closed form, too; more are by stochastic gradients."""
+
+PRETRAINED = (
+    "float_weights_", "float_moves_", "float_shifts_", "counts_output_", "float_error_", "architecture_mean_",
+    "architecture_norm_", "level_", "unit_",
+)  # fmt: skip
 """What `QuantizedAccuracyPredictor.pretrain` learns."""
 
 
@@ -95,7 +101,9 @@ class QuantizedAccuracyPredictor(RegressorMixin, BaseEstimator):  # type: ignore
     along the tangent of the network at the weights that it has, where the minimum of the squared error and a penalty
     on moving away (L2-SP: Li et al., 2018, arXiv:1802.01483) is known in closed form, as are all predictions without
     one sample (Maddox et al., 2021, arXiv:2103.01439). How much the map of bits and the rest may move is averaged over
-    by the evidence, the density of the samples, so that nothing is tuned by hand.
+    by the evidence, the density of the samples, so that nothing is tuned by hand. Up to `MOST_SOLVED` unquantized
+    samples are learned that way, too, from random weights (of 400, better than by stochastic gradients); more are by
+    Adam.
 
     Args:
         groups: Which columns of `X` are about the ``architecture`` and which about ``bits``
@@ -105,7 +113,10 @@ class QuantizedAccuracyPredictor(RegressorMixin, BaseEstimator):  # type: ignore
         seed: Decides the starts.
 
     Attributes:
-        float_weights_: Of each network, without bits.
+        float_weights_: Of each network, without bits, where its tangent is.
+        float_moves_: How far `pretrain` moved them along the tangent; only if it was called.
+        float_shifts_: Of each network's output, after that.
+        counts_output_: Whether what networks say at `float_weights_` counts: after stochastic gradients.
         float_error_: Root mean square error of `pretrain` on samples held out, in the unit of `y`; None without it.
         architecture_mean_, architecture_norm_, bits_mean_, bits_norm_: What centres and scales columns.
         level_, unit_: Offset and scale of the networks' outputs.
@@ -116,6 +127,9 @@ class QuantizedAccuracyPredictor(RegressorMixin, BaseEstimator):  # type: ignore
     """
 
     float_weights_: list[Weights]
+    float_moves_: list[Weights]
+    float_shifts_: Floats
+    counts_output_: bool
     float_error_: float | None
     architecture_mean_: Floats
     architecture_norm_: float
@@ -160,15 +174,47 @@ class QuantizedAccuracyPredictor(RegressorMixin, BaseEstimator):  # type: ignore
         self._scale_architectures(features)
         self.level_, self.unit_ = float(accuracies.mean()), float(accuracies.std()) or 1.0
         inputs, targets = self._architectures(features), (accuracies - self.level_) / self.unit_
-        fold = np.random.default_rng((self.seed, 0)).permutation(len(targets)) % max(self.n_nets, 5)
-        trained = []
-        for number in range(self.n_nets):
-            rng = np.random.default_rng((self.seed, 1, number))
-            start = initial_weights(inputs.shape[1], self.hidden, rng)
-            trained.append(train(start, inputs, targets, fold == number, rng))
-        self.float_weights_ = [weights for weights, _ in trained]
-        self.float_error_ = self.unit_ * float(np.sqrt(np.mean([error for _, error in trained])))
+        self.float_weights_ = self._starts(inputs.shape[1])
+        self.counts_output_ = len(targets) > MOST_SOLVED
+        if self.counts_output_:
+            errors = self._descend(inputs, targets)
+            self.float_moves_ = [no_moves(weights) for weights in self.float_weights_]
+            self.float_shifts_ = np.zeros(self.n_nets)
+        else:
+            tangents = [Tangent.at(weights, inputs) for weights in self.float_weights_]
+            none = np.zeros((len(targets), 0))
+            solved = _solve(tangents, none, np.tile(targets, (self.n_nets, 1)), self.seed)
+            self.float_moves_, self.float_shifts_ = solved.moves, solved.shifts
+            errors = solved.left_out
+        self.float_error_ = self.unit_ * float(np.sqrt(np.mean(np.square(errors))))
         return self
+
+    def _starts(self, n_architecture: int) -> list[Weights]:
+        """Random weights of each network."""
+        return [
+            initial_weights(n_architecture, self.hidden, np.random.default_rng((self.seed, 1, number)))
+            for number in range(self.n_nets)
+        ]
+
+    def _descend(self, inputs: Floats, targets: Floats) -> Floats:
+        """Train each network by stochastic gradients; the errors, root mean squares of samples held out, shape (k,)."""
+        fold = np.random.default_rng((self.seed, 0)).permutation(len(targets)) % max(self.n_nets, 5)
+        errors = np.empty(self.n_nets)
+        for number, start in enumerate(self.float_weights_):
+            rng = np.random.default_rng((self.seed, 3, number))
+            self.float_weights_[number], error = train(start, inputs, targets, fold == number, rng)
+            errors[number] = np.sqrt(error)
+        return errors
+
+    def _before(self, inputs: Floats) -> Floats:
+        """What each network says of architectures (n, a) before it is tuned, shape (k, n); 0 without `pretrain`."""
+        said = np.zeros((self.n_nets, len(inputs)))
+        if self.is_pretrained:
+            none = np.zeros((len(inputs), 0))
+            for number, (weights, moves) in enumerate(zip(self.float_weights_, self.float_moves_, strict=True)):
+                output, change = along_tangent(weights, moves, inputs, none)
+                said[number] = output * self.counts_output_ + change + self.float_shifts_[number]
+        return said
 
     def predict_float(self, X: ArrayLike) -> Floats:
         """Accuracy without quantization, of architecture columns `X`, shape (n, a), in the unit of `pretrain`.
@@ -179,8 +225,7 @@ class QuantizedAccuracyPredictor(RegressorMixin, BaseEstimator):  # type: ignore
         if not self.is_pretrained:
             raise RuntimeError("nothing is known of unquantized networks: call pretrain before predict_float")
         inputs = self._architectures(check_array(X, dtype=np.float64))
-        said = np.mean([outputs(weights, inputs) for weights in self.float_weights_], axis=0)
-        return np.asarray(self.level_ + self.unit_ * said)
+        return np.asarray(self.level_ + self.unit_ * self._before(inputs).mean(axis=0))
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> QuantizedAccuracyPredictor:
         """Tune on `quantized_features` `X` of samples, shape (n, f), and accuracies `y`, shape (n,); returns self.
@@ -203,21 +248,10 @@ class QuantizedAccuracyPredictor(RegressorMixin, BaseEstimator):  # type: ignore
         self.bits_norm_ = _norm(bits - self.bits_mean_)
         inputs, bit_inputs = self._architectures(architecture), self._bits(bits)
         tangents = [Tangent.at(weights, inputs) for weights in self.float_weights_]
-        said = np.array([tangent.output for tangent in tangents]) * self.is_pretrained
-        targets = (accuracies - self.level_) / self.unit_ - said
-        kernels = [_Kernels.of(tangent, bit_inputs) for tangent in tangents]
-        few = np.random.default_rng((self.seed, 2)).permutation(len(accuracies))[:N_COMPARED]
-        signals, share = _likely(kernels, targets, few)
-        self.moves_, left_out, self.shifts_ = [], [], np.empty(self.n_nets)
-        for number, (tangent, kernel) in enumerate(zip(tangents, kernels, strict=True)):
-            inverses = [np.linalg.inv(kernel.mixed(pair) + np.eye(len(accuracies))) for pair in signals]
-            duals = np.array([inverse @ targets[number] for inverse in inverses])
-            left_out.append(share @ [dual / np.diag(inverse) for dual, inverse in zip(duals, inverses, strict=True)])
-            of_bits, of_rest = (share[:, None] * signals / kernel.sizes).T @ duals
-            self.moves_.append(moved_weights(tangent, bit_inputs, of_bits, of_rest))
-            self.shifts_[number] = FREE * (share @ duals).sum()
-        self.signals_ = share @ signals
-        self.loo_residuals_ = self.unit_ * np.mean(left_out, axis=0)
+        targets = (accuracies - self.level_) / self.unit_ - self._before(inputs)
+        solved = _solve(tangents, bit_inputs, targets, self.seed)
+        self.moves_, self.shifts_, self.signals_ = solved.moves, solved.shifts, solved.signals
+        self.loo_residuals_ = self.unit_ * solved.left_out.mean(axis=0)
         return self
 
     def predict(self, X: ArrayLike) -> Floats:
@@ -225,11 +259,10 @@ class QuantizedAccuracyPredictor(RegressorMixin, BaseEstimator):  # type: ignore
         check_is_fitted(self, "moves_")
         architecture, bits = self._split(validate_data(self, X, dtype=np.float64, reset=False))
         inputs, bit_inputs = self._architectures(architecture), self._bits(bits)
-        said = np.zeros(len(inputs))
-        for weights, move, shift in zip(self.float_weights_, self.moves_, self.shifts_, strict=True):
-            output, change = along_tangent(weights, move, inputs, bit_inputs)
-            said += output * self.is_pretrained + change + shift
-        return self.level_ + self.unit_ * said / self.n_nets
+        said = self._before(inputs)
+        for number, (weights, moves) in enumerate(zip(self.float_weights_, self.moves_, strict=True)):
+            said[number] += along_tangent(weights, moves, inputs, bit_inputs)[1] + self.shifts_[number]
+        return np.asarray(self.level_ + self.unit_ * said.mean(axis=0))
 
     def predict_interval(self, X: ArrayLike, coverage: float = 0.9) -> tuple[Floats, Floats]:
         """Lower and upper bounds for one new accuracy of each row of `X`, in the unit of `y`.
@@ -250,10 +283,7 @@ class QuantizedAccuracyPredictor(RegressorMixin, BaseEstimator):  # type: ignore
         self._scale_architectures(architecture)
         self.level_, self.unit_ = float(accuracies.mean()), float(accuracies.std()) or 1.0
         self.float_error_ = None
-        self.float_weights_ = [
-            initial_weights(architecture.shape[1], self.hidden, np.random.default_rng((self.seed, 1, number)))
-            for number in range(self.n_nets)
-        ]
+        self.float_weights_ = self._starts(architecture.shape[1])
 
     def _check_settings(self) -> None:
         if self.n_nets < 1:
@@ -314,12 +344,46 @@ class _Kernels:
         return np.asarray(np.tensordot(signals, self.both, axes=1) + FREE)
 
 
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """Where the weights of an ensemble go.
+
+    Attributes:
+        moves: Of each network's weights.
+        shifts: Of each network's output, after that, shape (k,).
+        signals: Variances that the map of bits and the rest explain, in units of the noise's, shape (2,).
+        left_out: What each network misses each sample by that it does not know, shape (k, n).
+    """
+
+    moves: list[Weights]
+    shifts: Floats
+    signals: Floats
+    left_out: Floats
+
+
+def _solve(tangents: list[Tangent], bits: Floats, targets: Floats, seed: int) -> _Solved:
+    """The moves of least squared error and penalty for `targets`, shape (k, n), averaged over likely signals."""
+    kernels = [_Kernels.of(tangent, bits) for tangent in tangents]
+    few = np.random.default_rng((seed, 2)).permutation(targets.shape[1])[:N_COMPARED]
+    signals, share = _likely(kernels, targets, few)
+    moves, shifts, left_out = [], np.empty(len(tangents)), np.empty_like(targets)
+    for number, (tangent, kernel) in enumerate(zip(tangents, kernels, strict=True)):
+        inverses = [np.linalg.inv(kernel.mixed(pair) + np.eye(targets.shape[1])) for pair in signals]
+        duals = np.array([inverse @ targets[number] for inverse in inverses])
+        left_out[number] = share @ [dual / np.diag(inverse) for dual, inverse in zip(duals, inverses, strict=True)]
+        of_bits, of_rest = (share[:, None] * signals / kernel.sizes).T @ duals
+        moves.append(moved_weights(tangent, bits, of_bits, of_rest))
+        shifts[number] = FREE * (share @ duals).sum()
+    return _Solved(moves, shifts, share @ signals, left_out)
+
+
 def _likely(kernels: list[_Kernels], targets: Floats, rows: np.ndarray) -> tuple[Floats, Floats]:
     """Pairs of `SIGNALS`, shape (p, 2), and the probability of each, given `rows` of the targets, shape (k, n).
 
     The evidence is that of a Gaussian process whose unit is not known, in the mean of its logarithm over networks.
     """
-    pairs = np.array(list(itertools.product(SIGNALS, repeat=2)))
+    has_bits = any(kernel.both[0].any() for kernel in kernels)
+    pairs = np.array(list(itertools.product(SIGNALS if has_bits else (0.0,), SIGNALS)))
     evidence = np.zeros(len(pairs))
     for kernel, target in zip(kernels, targets[:, rows], strict=True):
         both = kernel.both[:, rows][:, :, rows]

@@ -173,6 +173,12 @@ def moved_weights(tangent: Tangent, bits: Floats, of_bits: Floats, of_rest: Floa
     return moves
 
 
+def no_moves(weights: Weights) -> Weights:
+    """Moves of a network that stays as it is, without bits."""
+    moves = {name: np.zeros_like(array) for name, array in weights.items()}
+    return moves | {BITS: np.zeros((0, weights["matrix0"].shape[1])), STRETCH: np.zeros(1)}
+
+
 def along_tangent(weights: Weights, moves: Weights, architecture: Floats, bits: Floats) -> tuple[Floats, Floats]:
     """What a network says of architectures (n, a), and how `moves` change that with bits (n, b), both shape (n,)."""
     value = architecture @ weights["matrix0"] + weights["offset0"]

@@ -203,9 +203,10 @@ def train_quantized(
     A short phase of quantization-aware training, for all architectures and policies at once (quantized-for-all, as
     OQA, Shen et al., 2021, arXiv:2010.04354, and BatchQuant, Bai et al., 2021, arXiv:2105.08952): each step takes the
     largest subnet in the widest formats, the smallest in the narrowest, and random ones in random formats; by chance,
-    half of the others are in the widest formats throughout, too, which most runtimes take and which random formats never
-    are. All learn from the labels and from the largest subnet of `params` in `float_space`, frozen and not quantized.
-    With one format each for weights and activations it is the usual quantization-aware training of a supernet.
+    half of the others are in the widest formats throughout, too, which most runtimes take and which random formats
+    never are. All learn from the labels and from the largest subnet of `params` in `float_space`, frozen and not
+    quantized. With one format each for weights and activations it is the usual quantization-aware training of a
+    supernet.
 
     Epochs, batches, augmentation, optimizer, label smoothing, distillation weight and the number of random subnets are
     the recipe's; its schedule and its sampling are not used. Suitable are a fifth of the epochs of the float training

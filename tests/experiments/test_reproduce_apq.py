@@ -12,11 +12,11 @@ from hanax.experiments._reproduce_apq import (
     FLOAT_TABLE,
     QUANTIZED_TABLE,
     TransferData,
-    fashion_mnist_space,
+    cifar10_space,
     load_tables,
     reproduce_apq,
 )
-from hanax.search_spaces import SearchSpace, architecture_columns, precision_columns, quantized_space
+from hanax.search_spaces import SearchSpace, architecture_columns, float_space, precision_columns
 
 
 def _effects(space: SearchSpace, codes: np.ndarray) -> np.ndarray:
@@ -26,13 +26,14 @@ def _effects(space: SearchSpace, codes: np.ndarray) -> np.ndarray:
 
 
 def _made_up() -> TransferData:
-    space = quantized_space(fashion_mnist_space())
+    space = cifar10_space()
+    plain = float_space(space)
     rng = np.random.default_rng(0)
-    float_codes, codes = fashion_mnist_space().sample(rng, 300), space.sample(rng, 150)
+    float_codes, codes = plain.sample(rng, 300), space.sample(rng, 150)
     columns = architecture_columns(space)
 
     def float_accuracy(codes: np.ndarray) -> np.ndarray:
-        return 80.0 + _effects(fashion_mnist_space(), codes)
+        return 80.0 + _effects(plain, codes)
 
     bits = codes[:, precision_columns(space)].mean(axis=1)
     return TransferData(
@@ -63,14 +64,14 @@ def test_every_number_of_samples_has_its_rows_and_transfer_is_ahead(monkeypatch:
 
 
 def test_tables_of_a_collection_are_read(tmp_path: Path) -> None:
-    space = fashion_mnist_space()
-    write_frame(tmp_path / "f", _frame(space, 20), space)
-    write_frame(tmp_path / "q", _frame(quantized_space(space), 330), quantized_space(space))
+    space, plain = cifar10_space(), float_space(cifar10_space())
+    write_frame(tmp_path / "f", _frame(plain, 20), plain)
+    write_frame(tmp_path / "q", _frame(space, 230), space)
     data = load_tables(tmp_path / "f", tmp_path / "q")
-    assert data.float_codes.shape == (20, 22) and len(data.accuracy) == 330
+    assert data.float_codes.shape == (20, 22) and len(data.accuracy) == 230
     assert data.accuracy[0] == pytest.approx(80.0)
-    write_frame(tmp_path / "q", _frame(quantized_space(space), 310), quantized_space(space))
-    with pytest.raises(ValueError, match="has 310 networks; 300 are for testing and at least 25 to learn from"):
+    write_frame(tmp_path / "q", _frame(space, 210), space)
+    with pytest.raises(ValueError, match="has 210 networks; 200 are for testing and at least 25 to learn from"):
         load_tables(tmp_path / "f", tmp_path / "q")
 
 
@@ -78,7 +79,7 @@ def test_the_tables_that_come_with_hanax_are_of_one_supernet_space_and_the_same_
     from hanax.experiments._frames import read_frame
 
     data = load_tables()
-    _, of_float = read_frame(FLOAT_TABLE, fashion_mnist_space())
+    _, of_float = read_frame(FLOAT_TABLE, float_space(data.space))
     _, of_quantized = read_frame(QUANTIZED_TABLE, data.space)
     assert of_float["data_fingerprint"] == of_quantized["data_fingerprint"]
     assert len(np.unique(data.codes, axis=0)) == len(data.codes)

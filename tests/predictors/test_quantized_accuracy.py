@@ -174,6 +174,22 @@ def test_transfer_needs_a_third_of_the_samples_of_learning_from_scratch(n: int) 
     assert np.mean(with_transfer) < np.mean(from_scratch)
 
 
+def test_both_ways_to_learn_unquantized_accuracies_rank_new_ones(
+    problem: Problem, pretrained: QuantizedAccuracyPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hanax.predictors._quantized_accuracy.MOST_SOLVED", 100)
+    by_gradients = QuantizedAccuracyPredictor(GROUPS, **SMALL).pretrain(problem.X_float, problem.y_float)
+    assert by_gradients.counts_output_ and not pretrained.counts_output_
+    new = np.random.default_rng(7).integers(0, 2, size=(300, 12)).astype(float)
+    truth = problem._accuracy(new)
+    for learned in (by_gradients, pretrained):
+        said = learned.predict_float(new)
+        assert np.corrcoef(said, truth)[0, 1] > 0.85
+        assert 0.4 < learned.float_error_ / np.sqrt(np.mean((said - truth) ** 2) + 0.1**2) < 2.0
+    fitted = clone(by_gradients).fit(problem.X[:100], problem.y[:100])
+    assert np.corrcoef(fitted.predict(problem.X[300:]), problem.y[300:])[0, 1] > 0.85
+
+
 def test_float_networks_that_say_nothing_do_little_harm(problem: Problem) -> None:
     shuffled = np.random.default_rng(4).permutation(problem.y_float)
     learner = QuantizedAccuracyPredictor(GROUPS, **SMALL).pretrain(problem.X_float, shuffled)
