@@ -1,11 +1,12 @@
 """`hanax reproduce apq-transfer`: accuracies of quantized subnets from few of them, with and without transfer.
 
-The accuracies are of our own supernet (``_quantized_supernet.py``) after its quantization-aware phase, as the data of
-APQ (Wang et al., 2020, arXiv:2006.08509) were never released. `FLOAT_TABLE` and `QUANTIZED_TABLE` come with Hanax: 400
-of its subnets in float32, on 6,000 validation images, and 800 pairs of subnet and policy, with 4, 6 or 8 bits for the
-weights and for the activations of each block, on 1,000. Batch norms and ranges (``minmax``) are calibrated on 500
-training images. Both were written by `collect_accuracy`, for architectures drawn with the seed ``[1, 10]``; a table of
-the second kind is what ``hanax collect accuracy RUN --quant`` writes.
+The accuracies are of our own supernet (that of ``quantized_cifar10.yaml``, see ``_quantized_supernet.py``), as the
+data of APQ (Wang et al., 2020, arXiv:2006.08509) were never released. `FLOAT_TABLE` and `QUANTIZED_TABLE` come with
+Hanax: 600 of its subnets in float32, before the quantization-aware phase, on 4,000 validation images; and 600 pairs of
+subnet and policy after it, with 4, 6 or 8 bits for the weights and 6 or 8 for the activations of each block, on 2,000.
+Batch norms and ranges (``minmax``) are calibrated on 500 training images. Both were written by `collect_accuracy`, for
+architectures drawn with the seed ``[1, 10]``; such tables are what ``hanax collect accuracy RUN`` writes, without and
+with ``--quant``.
 
 Shapes: `n` networks, `f` features.
 """

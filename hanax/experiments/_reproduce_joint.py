@@ -60,8 +60,8 @@ EVALUATIONS, QUICK_EVALUATIONS = 100, 40
 N_CALIBRATION, N_VALIDATION = 500, 2000
 ROUND = 10
 """Networks evaluated between two fits of the searcher's predictors."""
-CANDIDATES, JOINT_CANDIDATES = 4000, 12_000
-"""Networks that these look at for each; more in the joint search, whose genotype has about twice as many decisions."""
+CANDIDATES = 4000
+"""Networks that these look at for each."""
 
 BUDGETS = (0.1, 0.2, 0.4)
 """Shares of the latency of the largest network in int8, for which the best accuracy is told."""
@@ -146,7 +146,6 @@ def search(
     starts: Codes,
     n: int,
     seed: int,
-    candidates: int,
     told: tuple[Codes, Floats] | None = None,
 ) -> tuple[Codes, Floats]:
     """`n` different genotypes and their losses, shapes (n, d) and (n, 2), in the order of their evaluation.
@@ -154,7 +153,6 @@ def search(
     Linas, which begins with `starts`, and whose predictors see `known_columns` beside the genotype.
 
     Args:
-        candidates: Networks that the predictors look at for each that is evaluated.
         told: Genotypes that were evaluated before, and their losses; the first of the `n`.
     """
     import optuna
@@ -172,7 +170,7 @@ def search(
     sampler = LinasSampler(
         seed=seed,
         batch=ROUND,
-        candidates=candidates,
+        candidates=CANDIDATES,
         reference=task.reference.tolist(),
         search_space=parameters,
         canonical_codes=genotype.canonical,
@@ -250,19 +248,13 @@ def search_jointly(task: Task, n: int, seed: int) -> tuple[Codes, Floats]:
     starts = np.concatenate([with_formats(ends, UNIFORM * 2), with_formats(drawn, FIRST_POLICIES * N_PER_POLICY)])
     starts = canonical(starts)[unique_rows(canonical(starts))]
     coarse, losses = search(
-        task,
-        genotype,
-        lambda rows: task.losses(networks(rows)),
-        starts,
-        round(COARSE_SHARE * n),
-        seed,
-        JOINT_CANDIDATES,
+        task, genotype, lambda rows: task.losses(networks(rows)), starts, round(COARSE_SHARE * n), seed
     )
 
     counts = tuple(space.option_counts.tolist())
     genotype = Genotype(counts, space.canonical, lambda codes: codes, lambda codes: format_shares(space, codes))
     none = np.zeros((0, len(counts)), dtype=np.int32)
-    return search(task, genotype, task.losses, none, n, seed, JOINT_CANDIDATES, (networks(coarse), losses))
+    return search(task, genotype, task.losses, none, n, seed, (networks(coarse), losses))
 
 
 def search_int8(task: Task, n: int, seed: int) -> tuple[Codes, Floats]:
@@ -283,7 +275,7 @@ def search_sequentially(task: Task, n: int, seed: int) -> tuple[Codes, Floats]:
     def float_losses(codes: Codes) -> Floats:
         return np.column_stack([1.0 - task.float_accuracies(codes), task.latency_ms(task.in_int8(codes))])
 
-    codes, losses = search(task, genotype, float_losses, _ends(plain), n // 2, seed, CANDIDATES)
+    codes, losses = search(task, genotype, float_losses, _ends(plain), n // 2, seed)
     on_front = np.flatnonzero(non_dominated(losses))
     on_front = on_front[np.argsort(losses[on_front, 1], kind="stable")]
     return allocate(task, codes[on_front], 1.0 - losses[on_front, 0], n - n // 2, seed)
@@ -318,7 +310,7 @@ def allocate(task: Task, archs: Codes, float_accuracy: Floats, n: int, seed: int
     starts = np.column_stack([[*np.tile(ends, len(UNIFORM)), *drawn], np.concatenate(first)[:, columns]])
     starts = canonical(starts.astype(np.int32))
     starts = starts[unique_rows(starts)]
-    codes, losses = search(task, genotype, lambda rows: task.losses(networks(rows)), starts, n, seed, CANDIDATES)
+    codes, losses = search(task, genotype, lambda rows: task.losses(networks(rows)), starts, n, seed)
     return networks(codes), losses
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from hanax.experiments import _reproduce_apq
+from hanax.experiments._config import load_experiment
 from hanax.experiments._frames import write_frame
 from hanax.experiments._reproduce_apq import (
     FLOAT_TABLE,
@@ -84,3 +85,8 @@ def test_the_tables_that_come_with_hanax_are_of_one_supernet_space_and_the_same_
     assert of_float["data_fingerprint"] == of_quantized["data_fingerprint"]
     assert len(np.unique(data.codes, axis=0)) == len(data.codes)
     assert 0.0 <= data.accuracy.min() < data.accuracy.max() < 100.0
+
+
+def test_the_space_of_the_tables_is_that_of_the_experiment() -> None:
+    experiment = load_experiment("quantized_cifar10")
+    assert experiment.searched_space(experiment.space.build(32, 3, 10)).fingerprint == cifar10_space().fingerprint

@@ -62,8 +62,7 @@ def make_task(table: BitFusionTable) -> Task:
 def test_each_method_makes_as_many_evaluations_and_none_twice(
     method: str, table: BitFusionTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("CANDIDATES", "JOINT_CANDIDATES"):
-        monkeypatch.setattr(f"hanax.experiments._reproduce_joint.{name}", 500)
+    monkeypatch.setattr("hanax.experiments._reproduce_joint.CANDIDATES", 500)
     task, n = make_task(table), 22
     codes, losses = SEARCHES[method](task, n, 0)
     quantized, in_float = task.accuracies.asked, task.float_accuracies.asked
