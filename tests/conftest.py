@@ -18,9 +18,6 @@ install_import_hook(["hanax.search_spaces", "hanax.supernet", "hanax.devices"], 
 
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # read by JAX when it is imported, here and in subprocesses
 
-# Compiling takes most of the time of tests that use JAX; code that XLA's backend does not optimise computes the same.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
 settings.register_profile("hanax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("hanax")
 

@@ -261,9 +261,7 @@ def search_int8(task: Task, n: int, seed: int) -> tuple[Codes, Floats]:
     """Networks in int8 and their losses."""
     plain = float_space(task.space)
     genotype = Genotype(tuple(plain.option_counts.tolist()), plain.canonical, task.in_int8)
-    codes, losses = search(
-        task, genotype, lambda rows: task.losses(task.in_int8(rows)), _ends(plain), n, seed, CANDIDATES
-    )
+    codes, losses = search(task, genotype, lambda rows: task.losses(task.in_int8(rows)), _ends(plain), n, seed)
     return task.in_int8(codes), losses
 
 
