@@ -1,10 +1,10 @@
 """What number formats cost subnets of a quantized-for-all supernet, without retraining any: accuracies on test images.
 
-    python benchmarks/quantized_subnets.py --data DIR --json out.json    # 10 minutes, beside half an hour of training
+    python benchmarks/quantized_subnets.py --data DIR --json out.json
 
-DIR is the folder of the public files, with ``fashion-mnist/`` in it. The supernet of
-``experiments/fashion_mnist_int8.yaml`` and its quantization-aware phase are trained if the cache folder does not hold
-them.
+Training takes about half an hour on 2 cores if the cache folder does not hold it. With ``--quick``, four architectures,
+the rest took six minutes beside other work; all twenty should take five times as long. DIR is the folder of the public
+files, with ``fashion-mnist/`` in it. The supernet is that of ``experiments/fashion_mnist_int8.yaml``.
 
 The same architectures (the smallest, the largest and random ones) are scored in every pair of formats, the same for all
 blocks, and in random policies, one for each:
@@ -33,7 +33,7 @@ from hanax.search_spaces import (
     architecture_columns,
     float_space,
     format_name,
-    precision_columns,
+    format_options,
     with_precision,
 )
 from hanax.supernet import Calibration, Evaluator, Params, Split, with_steps
@@ -96,15 +96,11 @@ def compare(
 
 def quantized_codes(space: SearchSpace, codes: np.ndarray) -> dict[str, np.ndarray]:
     """By policy, architectures `codes` in the quantized `space`."""
-    columns = precision_columns(space)
-    options = {
-        kind: next(space.decisions[column].options for column in columns if space.decisions[column].name.endswith(kind))
-        for kind in ("weight_bits", "activation_bits")
-    }
+    of_weights, of_activations = format_options(space)
     policies = {
         f"w {format_name(weights)}, a {format_name(activations)}": with_precision(space, codes, weights, activations)
-        for activations in reversed(options["activation_bits"])
-        for weights in reversed(options["weight_bits"])
+        for activations in reversed(of_activations)
+        for weights in reversed(of_weights)
     }
     drawn = space.sample(np.random.default_rng([SEED, 1]), len(codes))
     drawn[:, architecture_columns(space)] = codes

@@ -38,6 +38,7 @@ from hanax.search_spaces import (
     float_space,
     fold_precise_blocks,
     format_bits,
+    format_options,
     precision_columns,
     unique_rows,
     with_precision,
@@ -75,8 +76,6 @@ N_PER_POLICY = 3
 
 COARSE_SHARE = 0.6
 """Of the evaluations of the joint search, those in which all blocks have the same formats."""
-FORMAT_KINDS = ("weight_bits", "activation_bits")
-"""Ends of the names of the decisions about formats."""
 
 Accuracies = Callable[[Codes], Floats]
 """Accuracy, a share, of each of some networks."""
@@ -223,7 +222,7 @@ def search_jointly(task: Task, n: int, seed: int) -> tuple[Codes, Floats]:
     decisions stand for all about formats; what they taught begins the search of formats for each block.
     """
     space, plain = task.space, float_space(task.space)
-    offered = [format_options(space, kind) for kind in FORMAT_KINDS]
+    offered = format_options(space)
     n_decisions = len(plain.decisions)
 
     def networks(codes: Codes) -> Codes:
@@ -312,22 +311,12 @@ def allocate(task: Task, archs: Codes, float_accuracy: Floats, n: int, seed: int
     return networks(codes), losses
 
 
-def format_options(space: SearchSpace, kind: str) -> tuple[int, ...]:
-    """The formats on offer for a block, of a kind in `FORMAT_KINDS`."""
-    return next(
-        space.decisions[column].options
-        for column in precision_columns(space)
-        if space.decisions[column].name.endswith(kind)
-    )
-
-
 def format_shares(space: SearchSpace, codes: Codes) -> Floats:
     """Which share of a network's blocks has each format of weights, and each of activations, shape (n, f)."""
     active, shares = space.active(codes), []
-    for kind in FORMAT_KINDS:
+    for kind, options in zip(("weight_bits", "activation_bits"), format_options(space), strict=True):
         columns = [column for column in precision_columns(space) if space.decisions[column].name.endswith(kind)]
-        n_options = len(format_options(space, kind))
-        taken = [((codes[:, columns] == option) & active[:, columns]).sum(axis=1) for option in range(n_options)]
+        taken = [((codes[:, columns] == option) & active[:, columns]).sum(axis=1) for option in range(len(options))]
         shares += [count / np.maximum(active[:, columns].sum(axis=1), 1) for count in taken]
     return np.column_stack(shares)
 

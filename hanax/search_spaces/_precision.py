@@ -165,6 +165,22 @@ def precision_columns(space: SearchSpace) -> list[int]:
     return [column for column, decision in enumerate(space.decisions) if decision.name in names]
 
 
+def format_options(space: SearchSpace) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The formats on offer for weights and for activations in a quantized `space`, the same wherever they are decided.
+
+    Raises:
+        ValueError: `space` decides about no formats.
+    """
+    decisions = [space.decisions[column] for column in precision_columns(space)]
+    if not decisions:
+        raise ValueError(f"{space.name} offers no formats; make a space that does by quantized_space")
+    weights, activations = (
+        next(decision.options for decision in decisions if decision.name.endswith(kind))
+        for kind in ("weight_bits", "activation_bits")
+    )
+    return weights, activations
+
+
 def architecture_columns(space: SearchSpace) -> list[int]:
     """Positions in the codes of all other decisions: these columns alone are codes of `float_space`."""
     about_precision = set(precision_columns(space))

@@ -84,6 +84,14 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
         load_experiment(write(tmp_path, "just text"))
 
 
+def test_a_folder_of_the_same_name_does_not_hide_an_experiment_that_comes_with_hanax(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "quickstart").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("quickstart").name == "quickstart"
+
+
 def test_a_device_listed_twice_and_a_constraint_without_a_bound_are_refused() -> None:
     device = {"name": "onnxruntime-fp32"}
     with pytest.raises(ExperimentError, match="listed 2 times"):

@@ -185,7 +185,7 @@ def test_both_ways_to_learn_unquantized_accuracies_rank_new_ones(
     for learned in (by_gradients, pretrained):
         said = learned.predict_float(new)
         assert np.corrcoef(said, truth)[0, 1] > 0.85
-        assert 0.4 < learned.float_error_ / np.sqrt(np.mean((said - truth) ** 2) + 0.1**2) < 2.0
+        assert 0.5 < learned.float_error_ / np.sqrt(np.mean((said - truth) ** 2) + 0.1**2) < 2.0
     fitted = clone(by_gradients).fit(problem.X[:100], problem.y[:100])
     assert np.corrcoef(fitted.predict(problem.X[300:]), problem.y[300:])[0, 1] > 0.85
 
