@@ -7,6 +7,7 @@ the conftest files of folders do. JAX is not imported here, as most tests do not
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,27 @@ install_import_hook(["hanax.search_spaces", "hanax.supernet", "hanax.devices"], 
 
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # read by JAX when it is imported, here and in subprocesses
 
+# In the background of a shell Ctrl-C is ignored, also by what tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every process that tests start would compile all of hanax anew
+
 settings.register_profile("hanax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("hanax")
 
 DATA = Path(os.environ.get("HANAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the workers of pytest-xdist share the processors: threads of libraries that wait for each other busily on
+    taken processors double the time of the tests. Workers inherit what is set here before they start.
+    """
+    n_workers = config.getoption("numprocesses", None)
+    if n_workers:
+        n_threads = str(max(1, (os.cpu_count() or 1) // n_workers))
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, n_threads)
 
 
 @pytest.fixture(scope="session")

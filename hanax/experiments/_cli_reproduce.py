@@ -111,7 +111,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         _ofa_search,
     ),
     "joint-vs-sequential": Experiment(
-        "Architecture and number formats searched together or in turn; trains a quantized supernet once", _joint
+        "Architecture and number formats searched together or in turn; takes hours, as it trains a supernet", _joint
     ),
     "nasflat": Experiment("Few-shot latency on twelve sets of devices (Akhauri & Abdelfattah, 2024)", _nasflat),
     "ofa-accuracy": Experiment(

@@ -57,7 +57,7 @@ TABLE_FILE = Path("apq") / "BitFusion_new.b1.dict"
 METHODS = ("joint", "sequential", "int8")
 
 N_SEEDS = 5
-EVALUATIONS, QUICK_EVALUATIONS = 100, 40
+EVALUATIONS, QUICK_EVALUATIONS = 200, 40
 N_CALIBRATION, N_VALIDATION = 500, 2000
 ROUND = 10
 """Networks evaluated between two fits of the searcher's predictors."""

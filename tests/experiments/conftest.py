@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from command_line import TINY, CommandLine, TinyRun, finished_run
 
 
 @pytest.fixture(scope="session")
 def command_line(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
-    return CommandLine(tmp_path_factory.mktemp("cache"))
+    """Workers of pytest-xdist share the cache, as several processes of a user do."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-cache"
+    cache.mkdir(exist_ok=True)
+    return CommandLine(cache)
 
 
 @pytest.fixture(scope="session")
