@@ -228,7 +228,7 @@ def reproduce_linas_hv(data: Path, n_seeds: int, say: Callable[[str], None]) -> 
             for method in (OURS, "nsga2")
         }
         counts = {method: np.array([future.result() for future in futures]) for method, futures in running.items()}
-    error = benchmark.errors["accuracy"]
+    error = benchmark.error("accuracy")
     rows = [
         _row("evals_to_hv", counts[OURS], limit),
         _row("evals_to_hv_nsga2", counts["nsga2"], limit),

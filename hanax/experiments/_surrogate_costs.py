@@ -85,11 +85,7 @@ class FittedCost:
 
 
 class SurrogateCosts:
-    """An `Evaluate` function for every network of a space, from the costs of some.
-
-    Attributes:
-        errors: By cross-validation in `N_FOLDS` parts, for each cost that is learnt.
-    """
+    """An `Evaluate` function for every network of a space, from the costs of some."""
 
     def __init__(
         self, describe: Describe, models: Mapping[str, CostModel], codes: Codes, recorded: Mapping[str, Floats]
@@ -102,15 +98,24 @@ class SurrogateCosts:
             codes: The networks that were evaluated, shape (n, d).
             recorded: Their costs, each of shape (n,); those without a model are not used.
         """
-        self._describe = describe
+        self._describe, self._models, self._codes, self._recorded = describe, models, codes, recorded
         X = describe(codes)[1]
         self._fitted = {name: model.fit(X, recorded[name]) for name, model in models.items()}
-        self.errors = {name: cross_validate(model, X, recorded[name]) for name, model in models.items()}
 
     def __call__(self, codes: Codes) -> Costs:
         """The costs of canonical `codes`, shape (n, d)."""
         known, X = self._describe(codes)
         return {**known, **{name: fitted.predict(X) for name, fitted in self._fitted.items()}}
+
+    def error(self, cost: str) -> SurrogateError:
+        """By cross-validation in `N_FOLDS` parts, which takes that many times as long as fitting.
+
+        Raises:
+            ValueError: `cost` is not one that is learnt; names those that are.
+        """
+        if cost not in self._models:
+            raise ValueError(f"{cost} is not learnt, unlike {', '.join(self._models)}")
+        return cross_validate(self._models[cost], self._describe(self._codes)[1], self._recorded[cost])
 
 
 def cross_validate(model: CostModel, X: Floats, y: Floats) -> SurrogateError:

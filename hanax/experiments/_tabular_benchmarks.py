@@ -161,10 +161,13 @@ class SurrogateBenchmark:
     def __post_init__(self) -> None:
         _check(self.name, self.space, self.codes, self.recorded, self.objectives, self.reference)
 
-    @property
-    def errors(self) -> Mapping[str, SurrogateError]:
-        """How far the model is off, by cross-validation; what is computed exactly is not among them."""
-        return self.model.errors
+    def error(self, cost: str) -> SurrogateError:
+        """How far the model is off, by cross-validation.
+
+        Raises:
+            ValueError: `cost` is computed exactly, or not there.
+        """
+        return self.model.error(cost)
 
     def problem(self) -> Problem:
         """The search for the front, with costs from the model."""

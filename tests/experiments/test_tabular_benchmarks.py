@@ -128,7 +128,7 @@ def test_once_for_all_is_predicted_to_a_twentieth_of_a_point(shared_data: Callab
     folder = shared_data("dynas-t").parent
     benchmark = ofa_benchmark(folder)
     assert len(benchmark.codes) == len(benchmark.recorded["accuracy"]) == 1539
-    error = benchmark.errors["accuracy"]
+    error = benchmark.error("accuracy")
     assert error.mae < 0.05 and error.rmse < 0.06 and error.spearman > 0.998
     codes, recorded = ofa_traces(folder)["linas"]
     np.testing.assert_array_equal(benchmark.losses_of(codes[:50])[:, 1], recorded[:50, 1])
@@ -142,10 +142,15 @@ def test_accelerators_are_predicted_to_a_few_percent(
     shared_data: Callable[[str], Path], device: str, cost: str
 ) -> None:
     benchmark = accel_nas_bench_benchmark(shared_data("accel-nas-bench").parent, device)
-    assert benchmark.errors["accuracy"].mae < 0.4
-    assert benchmark.errors[cost].mae < 0.04 * benchmark.recorded[cost].mean()
+    assert benchmark.error(cost).mae < 0.04 * benchmark.recorded[cost].mean()
     costs = benchmark.problem().costs(benchmark.space.sample(np.random.default_rng(0), 50))
     assert (costs[cost] > 0).all()
+
+
+@pytest.mark.slow
+def test_accuracies_of_imagenet_are_predicted_to_four_tenths_of_a_point(shared_data: Callable[[str], Path]) -> None:
+    benchmark = accel_nas_bench_benchmark(shared_data("accel-nas-bench").parent, "zcu102")
+    assert benchmark.error("accuracy").mae < 0.4
 
 
 def test_the_error_of_a_model_is_that_on_networks_it_did_not_see() -> None:
@@ -173,7 +178,8 @@ def test_a_surrogate_gives_costs_that_are_known_beside_those_that_it_learns() ->
     benchmark = SurrogateBenchmark(
         "six", table.space, table.codes, table.costs, model, table.objectives, table.reference
     )
-    assert list(benchmark.errors) == ["accuracy"]
+    with pytest.raises(ValueError, match="latency_ms is not learnt, unlike accuracy"):
+        benchmark.error("latency_ms")
     losses = benchmark.losses_of(table.codes)
     np.testing.assert_array_equal(losses[:, 1], table.costs["latency_ms"])
     assert np.abs(losses[:, 0] + table.costs["accuracy"]).max() < 25.0

@@ -54,12 +54,13 @@ TINY = mobilenet_v3(**TINY_SETTINGS)
 SHRINKING = Recipe(
     epochs=0.35, batch_size=32, learning_rate=1e-2, warmup_epochs=0.05, schedule="progressive_shrinking",
     phase_learning_rates=(1.0, 0.5, 0.5, 0.5, 0.5, 0.5), augmentation=Augmentation(pad_crop=1), watch_epochs=0.1,
-    checkpoint_seconds=1e-6,
 )  # fmt: skip
 WATCH = (64, 48)
 N_STEPS = 12
 PHASE_ENDS = {"largest": 4, "kernel": 6, "depth": 9, "width": 12}
-SCRIPT = training_script(TINY_SETTINGS, SHRINKING, WATCH)
+SAVED = dataclasses.replace(SHRINKING, checkpoint_seconds=1e-6)
+"""The same, saved after every step."""
+SCRIPT = training_script(TINY_SETTINGS, SAVED, WATCH)
 
 
 class Stopped(Exception):
@@ -305,7 +306,7 @@ def test_a_training_goes_on_exactly_from_inside_a_phase_and_between_two(
     step: int, split: Split, shrunk: tuple[Path, Params], tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
-        train_supernet(TINY, split, SHRINKING, tmp_path, watch=WATCH, on_progress=stop_after(step))
+        train_supernet(TINY, split, SAVED, tmp_path, watch=WATCH, on_progress=stop_after(step))
     params = train_supernet(TINY, split, SHRINKING, tmp_path, watch=WATCH)
     assert metrics(tmp_path) == metrics(shrunk[0])
     assert_same_bits(params, shrunk[1])
@@ -390,10 +391,11 @@ def test_channels_are_sorted_before_widths_become_elastic_and_the_optimizer_star
 def test_attentive_sampling_learns_from_its_losses_and_goes_on_exactly(
     sampling: Any, split: Split, tmp_path: Path
 ) -> None:
-    recipe = Recipe(epochs=0.35, batch_size=32, sampling=sampling, divergence="alpha", checkpoint_seconds=1e-6)
+    recipe = Recipe(epochs=0.35, batch_size=32, sampling=sampling, divergence="alpha")
     whole = train_supernet(TINY, split, recipe, tmp_path / "whole")
     with pytest.raises(Stopped):
-        train_supernet(TINY, split, recipe, tmp_path / "stopped", on_progress=stop_after(7))
+        saved = dataclasses.replace(recipe, checkpoint_seconds=1e-6)
+        train_supernet(TINY, split, saved, tmp_path / "stopped", on_progress=stop_after(7))
     assert_same_bits(train_supernet(TINY, split, recipe, tmp_path / "stopped"), whole)
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
     uniform = train_supernet(TINY, split, dataclasses.replace(recipe, sampling="uniform"), tmp_path / "uniform")

@@ -50,10 +50,12 @@ TINY_SETTINGS: dict[str, Any] = {
 TINY = mobilenet_v3(**TINY_SETTINGS)
 RECIPE = Recipe(
     epochs=0.35, batch_size=32, learning_rate=1e-2, warmup_epochs=0.1, n_random_subnets=1,
-    augmentation=Augmentation(pad_crop=1), checkpoint_seconds=1e-6,
+    augmentation=Augmentation(pad_crop=1),
 )  # fmt: skip
+SAVED = dataclasses.replace(RECIPE, checkpoint_seconds=1e-6)
+"""The same, saved after every step."""
 N_STEPS = 12
-SCRIPT = training_script(TINY_SETTINGS, RECIPE)
+SCRIPT = training_script(TINY_SETTINGS, SAVED)
 RandomParams = Callable[[SearchSpace, int], Params]
 
 
@@ -157,8 +159,7 @@ def test_checkpoints_of_another_training_are_refused(
 
 def test_how_often_checkpoints_are_saved_does_not_matter(split: Split, finished: tuple[Path, Params]) -> None:
     directory, params = finished
-    other = dataclasses.replace(RECIPE, checkpoint_seconds=60.0)
-    assert_same_bits(train_supernet(TINY, split, other, directory, fingerprint="abc"), params)
+    assert_same_bits(train_supernet(TINY, split, SAVED, directory, fingerprint="abc"), params)
 
 
 # ---- how subnets are run ---------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def test_what_auto_stands_for_is_found_out_once_logged_and_kept(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_supernet(TINY, split, RECIPE, tmp_path, on_progress=report)
+        train_supernet(TINY, split, SAVED, tmp_path, on_progress=report)
     assert metrics(tmp_path)[0]["execution"] == dataclasses.asdict(chosen)
     seen = []
 
@@ -219,7 +220,7 @@ def test_a_training_does_not_go_on_otherwise_than_it_began(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_supernet(TINY, split, RECIPE, tmp_path, on_progress=report)
+        train_supernet(TINY, split, SAVED, tmp_path, on_progress=report)
     changed = dataclasses.replace(RECIPE, **{field: wanted})
     with pytest.raises(ValueError, match=f"{field} is to be {wanted}, but this training began with {began}; go on"):
         train_supernet(TINY, split, changed, tmp_path)
@@ -234,7 +235,7 @@ def test_a_training_that_goes_on_with_other_kernels_says_so(
     def go_on(suffix: str) -> None:
         monkeypatch.setattr(_train, "native_status", lambda: NativeStatus(bool(suffix), "", suffix))
         with pytest.raises(KeyboardInterrupt):
-            train_supernet(TINY, split, RECIPE, tmp_path, on_progress=interrupt)
+            train_supernet(TINY, split, SAVED, tmp_path, on_progress=interrupt)
 
     go_on("0123")
     go_on("0123")
@@ -282,7 +283,7 @@ def test_a_training_that_never_recovers_ends_with_an_error(
 ) -> None:
     calls = poison(monkeypatch, lambda call: call > 2)
     with pytest.raises(DivergedError, match=f"left the finite numbers {MOST_ROLLBACKS + 1} times, .* after step 2 "):
-        train_supernet(TINY, split, RECIPE, tmp_path)
+        train_supernet(TINY, split, SAVED, tmp_path)
     assert len(calls) == 2 + MOST_ROLLBACKS + 1
 
 

@@ -225,15 +225,15 @@ def test_the_teacher_is_the_float_net_as_it_was_given(
 def test_a_stopped_training_ends_bit_for_bit_like_one_that_was_not(
     split: Split, finished: Finished, tmp_path: Path
 ) -> None:
-    recipe = dataclasses.replace(RECIPE, checkpoint_seconds=1e-6)
+    saved = dataclasses.replace(RECIPE, checkpoint_seconds=1e-6)
 
     def stop(done: int, todo: int) -> None:
         if done == 41:  # before this step is saved
             raise Stopped
 
     with pytest.raises(Stopped):
-        train_quantized(SPACE, finished.given, split, recipe, tmp_path, on_progress=stop)
-    params = train_quantized(SPACE, finished.given, split, recipe, tmp_path)
+        train_quantized(SPACE, finished.given, split, saved, tmp_path, on_progress=stop)
+    params = train_quantized(SPACE, finished.given, split, RECIPE, tmp_path)
     assert_same_bits(params, finished.params)
     assert_same_bits(load_supernet(SPACE, tmp_path), params)
     assert metrics(tmp_path) == metrics(finished.directory)
