@@ -142,15 +142,10 @@ def test_accelerators_are_predicted_to_a_few_percent(
     shared_data: Callable[[str], Path], device: str, cost: str
 ) -> None:
     benchmark = accel_nas_bench_benchmark(shared_data("accel-nas-bench").parent, device)
+    assert benchmark.error("accuracy").mae < 0.4
     assert benchmark.error(cost).mae < 0.04 * benchmark.recorded[cost].mean()
     costs = benchmark.problem().costs(benchmark.space.sample(np.random.default_rng(0), 50))
     assert (costs[cost] > 0).all()
-
-
-@pytest.mark.slow
-def test_accuracies_of_imagenet_are_predicted_to_four_tenths_of_a_point(shared_data: Callable[[str], Path]) -> None:
-    benchmark = accel_nas_bench_benchmark(shared_data("accel-nas-bench").parent, "zcu102")
-    assert benchmark.error("accuracy").mae < 0.4
 
 
 def test_the_error_of_a_model_is_that_on_networks_it_did_not_see() -> None:

@@ -23,6 +23,7 @@ from hanax.search_spaces import (
     float_space,
     format_bits,
     format_name,
+    format_options,
     minifloat,
     mobilenet_v3,
     nas_bench_201,
@@ -286,3 +287,14 @@ def test_the_precision_of_a_slot_must_be_set_by_a_decision() -> None:
     slots = (dataclasses.replace(SMALL.slots[0], precision=("nothing", 8)), *SMALL.slots[1:])
     with pytest.raises(ValueError, match="precision of stem is set by 'nothing', no decision"):
         dataclasses.replace(SMALL, slots=slots)
+
+
+@pytest.mark.parametrize("granularity", ["block", "network"])
+def test_the_formats_on_offer_are_those_that_were_given(granularity: str) -> None:
+    space = quantized_space(SMALL, weights=("int4", "int8"), activations=("int6",), granularity=granularity)  # type: ignore[arg-type]
+    assert format_options(space) == ((4, 8), (6,))
+
+
+def test_a_space_that_decides_about_no_formats_offers_none() -> None:
+    with pytest.raises(ValueError, match="offers no formats; make a space that does by quantized_space"):
+        format_options(SMALL)

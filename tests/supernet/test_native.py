@@ -586,7 +586,7 @@ def test_chains_and_blocks_are_the_same_networks_without_native_kernels() -> Non
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
-        env=os.environ | {"HANAX_NATIVE": "0", "XLA_FLAGS": "--xla_backend_optimization_level=0"},  # compiles sooner
+        env=os.environ | {"HANAX_NATIVE": "0"},
         cwd=folder.parents[1],
         capture_output=True,
         text=True,

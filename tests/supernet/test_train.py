@@ -157,9 +157,12 @@ def test_checkpoints_of_another_training_are_refused(
         train_supernet(**arguments | change)
 
 
-def test_how_often_checkpoints_are_saved_does_not_matter(split: Split, finished: tuple[Path, Params]) -> None:
+def test_how_often_checkpoints_are_saved_does_not_matter(
+    split: Split, finished: tuple[Path, Params], tmp_path: Path
+) -> None:
     directory, params = finished
-    assert_same_bits(train_supernet(TINY, split, SAVED, directory, fingerprint="abc"), params)
+    for where in (directory, tmp_path):
+        assert_same_bits(train_supernet(TINY, split, SAVED, where, fingerprint="abc"), params)
 
 
 # ---- how subnets are run ---------------------------------------------------------------------------------------
