@@ -27,6 +27,17 @@ def postgresql() -> Iterator[Server]:
         yield server
 
 
+@dataclass(frozen=True)
+class Worker:
+    """A process, and the file with what it says."""
+
+    process: subprocess.Popen[bytes]
+    messages: Path
+
+    def said(self) -> str:
+        return self.messages.read_text()
+
+
 @dataclass
 class Team:
     """Workers of one study, and what they leave."""
@@ -40,16 +51,17 @@ class Team:
     def log(self) -> Path:
         return self.folder / "log"
 
-    def start(self, seed: int, **settings: Any) -> subprocess.Popen[str]:
+    def start(self, seed: int, **settings: Any) -> Worker:
         facts = {"storage": self.storage, "study": self.study, "total": self.total, "seed": seed, "log": str(self.log)}
-        return subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(facts | settings)], stderr=subprocess.PIPE, text=True
-        )
+        messages = self.folder / f"messages-{seed}"
+        with messages.open("w") as stream:
+            command = [sys.executable, str(WORKER), json.dumps(facts | settings)]
+            return Worker(subprocess.Popen(command, stderr=stream), messages)
 
-    def begun(self, worker: subprocess.Popen[str] | None = None) -> list[str]:
+    def begun(self, worker: Worker | None = None) -> list[str]:
         """Architectures that `worker`, or any, began to evaluate."""
         lines = [line.split() for line in self.log.read_text().splitlines()] if self.log.exists() else []
-        return [arch for process, arch in lines if worker is None or int(process) == worker.pid]
+        return [arch for process, arch in lines if worker is None or int(process) == worker.process.pid]
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         return optuna.load_study(study_name=self.study, storage=open_storage(self.storage)).get_trials()
@@ -64,16 +76,13 @@ class Team:
         assert not [trial for trial in self.trials() if trial.state.name in ("RUNNING", "WAITING")]
 
 
-def _finish(*workers: subprocess.Popen[str]) -> list[str]:
-    messages = []
+def _finish(*workers: Worker) -> None:
     for worker in workers:
         try:
-            _, message = worker.communicate(timeout=120)
+            worker.process.wait(timeout=120)
         finally:
-            worker.kill()
-        assert worker.returncode == 0, message
-        messages.append(message)
-    return messages
+            worker.process.kill()
+        assert worker.process.returncode == 0, worker.said()
 
 
 def _answers(port: int) -> bool:
@@ -87,13 +96,13 @@ def _kill_in_the_middle(team: Team, **settings: Any) -> tuple[str, str]:
     wait_until(lambda: len(team.begun(victim)) == 3, "three networks are begun")
     survivor = team.start(1)
     wait_until(lambda: len(team.begun(survivor)) >= 2, "the other has begun")
-    victim.kill()
-    victim.communicate()
-    (message,) = _finish(survivor)
+    victim.process.kill()
+    victim.process.wait()
+    _finish(survivor)
     lost = team.begun(victim)[-1]
     assert lost in team.begun(survivor)
     team.check_complete([lost])
-    return lost, message
+    return lost, survivor.said()
 
 
 def test_the_network_of_a_worker_that_was_killed_elsewhere_is_evaluated_here(
@@ -115,11 +124,13 @@ def test_workers_ride_out_a_restart_of_the_server(postgresql: Server, tmp_path: 
     wait_until(lambda: all(len(team.begun(worker)) >= 2 for worker in workers), "both have begun two networks")
     before = team.completed()
     postgresql.stop()
+    wait_until(lambda: all("is away" in worker.said() for worker in workers), "both have noticed")
     postgresql.start()
-    messages = _finish(*workers)
+    _finish(*workers)
     assert before <= team.completed()
     team.check_complete()
-    for message in messages:
+    for worker in workers:
+        message = worker.said()
         assert "postgresql://hanax:***@127.0.0.1" in message and "is away" in message and "is back after" in message
         assert "ss%40word" not in message and "ss@word" not in message and "Traceback" not in message
 
