@@ -1,11 +1,21 @@
-"""Where files go, and files that survive a crash: each is its old or its new version, or lines that are whole."""
+"""Where files go, and files that survive a crash: each is its old or its new version, or lines that are whole.
+
+Crashes are one danger to a file, a second process that writes to it is the other: see `locked`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+class InUseError(RuntimeError):
+    """Another process works on a file or in a folder."""
 
 
 def cache_folder() -> Path:
@@ -25,6 +35,37 @@ def write_atomically(path: Path, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(partial, path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from `path`, a folder or a file that may be yet to come, while the block lasts.
+
+    What is locked is ``.lock`` in the folder, or ``.NAME.lock`` beside the file. It stays there; the lock ends with the
+    process, however that ends. On Windows nothing is locked.
+
+    Raises:
+        InUseError: Another process has it; says which.
+        OSError: The folder cannot be written to.
+    """
+    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as stream:
+        try:
+            fcntl = importlib.import_module("fcntl")
+        except ModuleNotFoundError:
+            yield
+            return
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            raise InUseError(f"{path} is in use by process {holder}; wait for it or choose another") from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

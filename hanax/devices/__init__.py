@@ -1,5 +1,6 @@
 """What an architecture costs on a device: agents that run models, measurement, and tables of latencies."""
 
+from hanax._files import InUseError
 from hanax.devices._atlas import Atlas, AtlasDevice, load_atlas
 from hanax.devices._bitfusion import BitFusion, BitFusionCost, BitFusionTable, Bits, FitError
 from hanax.devices._block_table import (
@@ -106,6 +107,7 @@ __all__ = [
     "Finding",
     "Fingerprinted",
     "FitError",
+    "InUseError",
     "InstallError",
     "LatencyTable",
     "LayerCost",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hanax._files import locked
 from hanax.devices._ledger import Ledger
 from hanax.devices._load_guard import LoadWatch
 from hanax.devices._local_agent import Agent, LocalAgent
@@ -62,6 +63,7 @@ def collect_latency(
         BusyMachineError: The machine is busy and `watch` refuses; the table keeps the batches before.
         SpaceMismatchError, DeviceMismatchError: The table at `table_path` is another's.
         TableError: What is at `table_path` is not a latency table.
+        InUseError: Another process measures into the same table.
         OSError: The table or the ledger cannot be written; found out before anything is measured.
         ValueError: An arch is not of `space`, `batch_size` or `passes` is below 1, or `device` has no clock.
     """
@@ -72,33 +74,33 @@ def collect_latency(
     wanted = list(dict.fromkeys(space.decode(space.canonical(space.encode(archs)))))
     purposes = dict.fromkeys(wanted, purpose) if isinstance(purpose, str) else _canonical(space, purpose)
     path = Path(table_path)
-    table = LatencyTable.read(path).for_space(space) if path.exists() else None
-    for number in range(1, passes + 1):
-        with start_agent(device) as agent:
-            identity = identify(agent)
-            table = LatencyTable.empty(space, identity) if table is None else table.for_device(identity)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            table.write(path)
-            measured = {kind: set(table.archs(kind, number)) for kind in set(purposes.values())}
-            missing = [arch for arch in _order(wanted, method.seed, number) if arch not in measured[purposes[arch]]]
-            n_before = number * len(wanted) - len(missing)
-            if on_progress is not None:
-                on_progress(n_before, passes * len(wanted))
-            for start in range(0, len(missing), batch_size):
-                batch = missing[start : start + batch_size]
-                models = {str(arch): build_model(arch) for arch in batch}
-                shapes = {str(arch): (device.batch, *space.input_shape(arch)) for arch in batch}
-                for arch in batch:
-                    ledger.record(device.name, arch, purposes[arch])
-                progress = _shifted(on_progress, n_before + start, passes * len(wanted))
-                in_turn = dataclasses.replace(method, seed=method.seed + number - 1)
-                measurements = measure(agent, models, shapes, in_turn, progress, watch)
-                rows = [
-                    {"arch": name, **asdict(measurement), "purpose": purposes[Arch.parse(name)]}
-                    for name, measurement in measurements.items()
-                ]
-                table = table.append(rows) if number == 1 else table.add_pass(rows)
+    with locked(path):
+        table = LatencyTable.read(path).for_space(space) if path.exists() else None
+        for number in range(1, passes + 1):
+            with start_agent(device) as agent:
+                identity = identify(agent)
+                table = LatencyTable.empty(space, identity) if table is None else table.for_device(identity)
                 table.write(path)
+                measured = {kind: set(table.archs(kind, number)) for kind in set(purposes.values())}
+                missing = [arch for arch in _order(wanted, method.seed, number) if arch not in measured[purposes[arch]]]
+                n_before = number * len(wanted) - len(missing)
+                if on_progress is not None:
+                    on_progress(n_before, passes * len(wanted))
+                for start in range(0, len(missing), batch_size):
+                    batch = missing[start : start + batch_size]
+                    models = {str(arch): build_model(arch) for arch in batch}
+                    shapes = {str(arch): (device.batch, *space.input_shape(arch)) for arch in batch}
+                    for arch in batch:
+                        ledger.record(device.name, arch, purposes[arch])
+                    progress = _shifted(on_progress, n_before + start, passes * len(wanted))
+                    in_turn = dataclasses.replace(method, seed=method.seed + number - 1)
+                    measurements = measure(agent, models, shapes, in_turn, progress, watch)
+                    rows = [
+                        {"arch": name, **asdict(measurement), "purpose": purposes[Arch.parse(name)]}
+                        for name, measurement in measurements.items()
+                    ]
+                    table = table.append(rows) if number == 1 else table.add_pass(rows)
+                    table.write(path)
     assert table is not None, "there is at least one pass"
     return table
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from hanax._files import locked
 from hanax.devices._ledger import Ledger
 from hanax.devices._local_agent import Agent
 from hanax.devices._requests import DeviceIdentity, identify
@@ -180,32 +181,35 @@ def collect_rows(
         AgentError: The device failed; the table keeps the batches before.
         BusyMachineError: As well, if `measure_batch` refuses a busy machine.
         SpaceMismatchError, DeviceMismatchError, TableError: The table at `table_path` is another's, or none.
+        InUseError: Another process measures into the same table.
         OSError: The table or the ledger cannot be written; found out before anything is measured.
         ValueError: `batch_size` is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     path = Path(table_path)
-    known = DeviceTable.read(kind, path).for_space(space) if path.exists() else None
-    with start_agent(device) as agent:
-        identity = identify(agent)
-        table = DeviceTable.empty(kind, space, identity) if known is None else known.for_device(identity)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table.write(path)
-        measured = set(table.keys())
-        missing = [net for net in nets if net.key not in measured]
-        n_known = len(nets) - len(missing)
-        if on_progress is not None:
-            on_progress(n_known, len(nets))
-        for start in range(0, len(missing), batch_size):
-            batch = missing[start : start + batch_size]
-            models = {net.name: net.build() for net in batch}
-            shapes = {net.name: (device.batch, *net.input_shape) for net in batch}
-            for net in batch:
-                ledger.record(device.name, net.name, purpose)
-            rows = measure_batch(agent, models, shapes, _shifted(on_progress, n_known + start, len(nets)))
-            table = table.append([dict(zip(kind.key, net.key, strict=True)) | dict(rows[net.name]) for net in batch])
+    with locked(path):
+        known = DeviceTable.read(kind, path).for_space(space) if path.exists() else None
+        with start_agent(device) as agent:
+            identity = identify(agent)
+            table = DeviceTable.empty(kind, space, identity) if known is None else known.for_device(identity)
             table.write(path)
+            measured = set(table.keys())
+            missing = [net for net in nets if net.key not in measured]
+            n_known = len(nets) - len(missing)
+            if on_progress is not None:
+                on_progress(n_known, len(nets))
+            for start in range(0, len(missing), batch_size):
+                batch = missing[start : start + batch_size]
+                models = {net.name: net.build() for net in batch}
+                shapes = {net.name: (device.batch, *net.input_shape) for net in batch}
+                for net in batch:
+                    ledger.record(device.name, net.name, purpose)
+                rows = measure_batch(agent, models, shapes, _shifted(on_progress, n_known + start, len(nets)))
+                table = table.append(
+                    [dict(zip(kind.key, net.key, strict=True)) | dict(rows[net.name]) for net in batch]
+                )
+                table.write(path)
     return table
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hanax._files import read_lines, write_atomically
+from hanax._files import locked, read_lines, write_atomically
 from hanax._intervals import wilson_interval
 from hanax.experiments._frames import read_frame, write_frame
 from hanax.search_spaces import Arch, SearchSpace, format_name, graph_features, precision_columns
@@ -158,6 +158,7 @@ def collect_accuracy(
         AccuracyTableError: The table or the ledger belongs to another supernet or other images, or was collected in
             another way.
         SpaceMismatchError: The table belongs to another search space.
+        InUseError: Another process collects into the same table.
         ValueError: Networks in number formats are to race.
     """
     if race and _is_quantized(evaluator.space):
@@ -166,15 +167,16 @@ def collect_accuracy(
             "all be stopped; score them without a race"
         )
     identity = _identity(evaluator, data_fingerprint, race)
-    if path.exists():
-        require_same(path, read_frame(path, evaluator.space)[1]["collected"], identity)
-    ledger = AccuracyLedger.open(path.with_suffix(".ledger.jsonl"), identity)
-    work = _race if race else _score
-    frame = _frame(archs, *work(evaluator, archs, ledger, on_compiled, on_progress), ledger)
-    write_frame(
-        path, frame, evaluator.space, data_fingerprint=data_fingerprint, n_calibration=evaluator.n_calibration,
-        n_validation=evaluator.n_validation, images_used=ledger.images_used(), collected=identity,
-    )  # fmt: skip
+    with locked(path):
+        if path.exists():
+            require_same(path, read_frame(path, evaluator.space)[1]["collected"], identity)
+        ledger = AccuracyLedger.open(path.with_suffix(".ledger.jsonl"), identity)
+        work = _race if race else _score
+        frame = _frame(archs, *work(evaluator, archs, ledger, on_compiled, on_progress), ledger)
+        write_frame(
+            path, frame, evaluator.space, data_fingerprint=data_fingerprint, n_calibration=evaluator.n_calibration,
+            n_validation=evaluator.n_validation, images_used=ledger.images_used(), collected=identity,
+        )  # fmt: skip
     return frame
 
 

@@ -7,10 +7,8 @@ kept when its key is the same (it resumes from it) and deleted when it is not.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from hanax._files import write_atomically
+from hanax._files import InUseError, locked, write_atomically
 
 FORMAT = 1
 """Part of every key; raised when a stage's result changes its meaning."""
@@ -62,29 +60,22 @@ class RunFolder:
         self.path = path
 
     def __enter__(self) -> RunFolder:
+        self._lock = locked(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a+")
+            self._lock.__enter__()
+        except InUseError as error:
+            raise RunFolderError(str(error)) from None
         except OSError as error:
             raise RunFolderError(
                 f"cannot write to the run folder {self.path}: {error.strerror}; choose another with --out"
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            raise RunFolderError(f"{self.path} is in use by process {holder}; wait for it or choose another") from error
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.close()
+        self._lock.__exit__(kind, error, trace)
 
     def stage(self, name: str) -> Path:
         """The folder of a stage."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hanax._files import cache_folder
+from hanax._files import cache_folder, locked
 from hanax.devices import BitFusion, BitFusionTable, code_costs, kernel_precisions, operator_bits
 from hanax.experiments._accuracies import AccuracyLedger
 from hanax.experiments._quantized_supernet import CIFAR10, quantized_supernet
@@ -514,13 +514,16 @@ def reproduce_joint(data: Path, quick: bool, say: Say) -> Reproduction:
 
     Raises:
         DataError, FileNotFoundError: The public files are not in `data`.
+        InUseError: Another process is at it, with the same cache folder.
     """
     started = time.perf_counter()
     table = BitFusionTable.read(data / TABLE_FILE)
     supernet = quantized_supernet(CIFAR10, data, say)
-    task = make_task(supernet.space, supernet.params, supernet.split, table, say)
-    n, n_seeds = (QUICK_EVALUATIONS, 2) if quick else (EVALUATIONS, N_SEEDS)
-    outcomes = compare(task, n, n_seeds, say)
+    (folder := cache_folder() / NAME).mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        task = make_task(supernet.space, supernet.params, supernet.split, table, say)
+        n, n_seeds = (QUICK_EVALUATIONS, 2) if quick else (EVALUATIONS, N_SEEDS)
+        outcomes = compare(task, n, n_seeds, say)
     title = (
         f"Accuracy on {N_VALIDATION} validation images x BitFusion latency, {n} true evaluations per search, {n_seeds} "
         "seeds: search of architecture and policy together, of architectures in float32 and then of policies, and in "

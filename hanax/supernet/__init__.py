@@ -1,5 +1,6 @@
 """What an architecture is worth on your images: data, the elastic supernet, calibration, extraction, export."""
 
+from hanax._files import InUseError
 from hanax.supernet._augment import Augmentation, augment
 from hanax.supernet._backend import keep_compiled_code, keep_freed_memory, release_freed_memory
 from hanax.supernet._blocks import apply_block
@@ -86,6 +87,7 @@ __all__ = [
     "ExportMismatchError",
     "FoldedNet",
     "ImageDataset",
+    "InUseError",
     "IntegerKernel",
     "Levels",
     "NativeStatus",

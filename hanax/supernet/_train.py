@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int32
 
-from hanax._files import read_lines, write_atomically
+from hanax._files import locked, read_lines, write_atomically
 from hanax.search_spaces import RESOLUTION, Arch, SearchSpace, float_space, precision_columns
 from hanax.supernet._attentive import (
     AttentivePrior,
@@ -132,6 +133,7 @@ def train_supernet(
         ValueError: The checkpoint in `directory` belongs to another training (names what differs), or to one that runs
             subnets otherwise than the recipe asks for; there are too few images for the recipe or to watch; or a
             quantized space is to be trained by progressive shrinking or with attentive sampling.
+        InUseError: Another process trains in `directory`.
         DivergedError: Too many rollbacks.
     """
     plan = phases(recipe, space, len(split.x_train))
@@ -223,6 +225,7 @@ def train_quantized(
         ValueError: `space` is not quantized; the checkpoint in `directory` belongs to another training (names what
             differs), or to one that runs subnets otherwise than the recipe asks for; or there are too few images for
             the recipe or to watch.
+        InUseError: Another process trains in `directory`.
         DivergedError: Too many rollbacks.
     """
     if not _is_quantized(space):
@@ -278,6 +281,7 @@ def train_subnet(
     Raises:
         ValueError: The checkpoint in `directory` belongs to another training (names what differs), or to one that runs
             subnets otherwise than the recipe asks for.
+        InUseError: Another process trains in `directory`.
         DivergedError: Too many rollbacks.
     """
     phase = single_phase(recipe, space, arch, len(split.x_train), is_distilled=teacher is not None)
@@ -504,7 +508,10 @@ class _Training:
         if self.watch is not None:
             self._evaluator(state["params"], self.watch)  # refuses counts that are out of range now, not later
         directory.mkdir(parents=True, exist_ok=True)
-        with Checkpoints(directory / "checkpoints", self.identity, self.parallel) as checkpoints:
+        with (
+            locked(directory) if self.parallel.is_writer else nullcontext(),
+            Checkpoints(directory / "checkpoints", self.identity, self.parallel) as checkpoints,
+        ):
             if (saved := checkpoints.restore_latest(state)) is not None:
                 state = saved
             else:

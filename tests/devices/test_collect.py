@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from full_disk import limit_files
 
+from hanax._files import locked
 from hanax.devices import (
     DEVICES,
     AgentError,
     BusyMachineError,
     DeviceMismatchError,
     DeviceSpec,
+    InUseError,
     LatencyTable,
     Ledger,
     LoadGuard,
@@ -97,6 +99,14 @@ def test_a_collection_that_stopped_half_way_goes_on_and_measures_nothing_twice(
     assert progress[0] == (4, 9)
     assert times_asked(ledger) == Counter(map(str, archs))
     assert table.frame["latency_ms"].tolist()[:4] == half["latency_ms"].tolist()
+
+
+def test_a_table_that_another_process_measures_is_left_alone(
+    space: SearchSpace, archs: list[Arch], build: Callable[[Arch], bytes], path: Path, ledger: Ledger
+) -> None:
+    with locked(path), pytest.raises(InUseError, match=r"is in use by process \d+"):
+        collect_latency(space, archs, SPEC, build, path, ledger, method=BRIEF)
+    assert not path.exists() and not ledger.entries()
 
 
 def test_networks_for_different_purposes_take_turns_and_are_counted_apart(
@@ -288,7 +298,7 @@ def test_whatever_a_device_does_with_one_network_the_table_keeps_the_batches_bef
         collect(lambda spec: next(agents))
     assert len(str(error.value)) < 4000
     assert LatencyTable.read(path).archs("table") == archs[:4]
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
     assert collect(lambda spec: lying_agent("pass")).archs("table") == archs[:8]
     assert times_asked(ledger) == Counter(map(str, [*archs[:8], *archs[4:6]]))
 

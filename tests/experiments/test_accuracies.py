@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hanax._files import InUseError, locked
 from hanax.experiments._accuracies import AccuracyLedger, AccuracyTableError, collect_accuracy
 from hanax.experiments._fitting import draw_archs
 from hanax.experiments._frames import read_frame
@@ -118,6 +119,14 @@ def test_a_race_spends_fewer_images_on_what_is_dominated(tmp_path: Path) -> None
     assert (frame["stopped"] == (frame["n_images"] < N_VALIDATION)).all()
     for arch, n_images, accuracy in zip(ARCHS, frame["n_images"], frame["accuracy"], strict=True):
         assert accuracy == evaluator.answers(arch)[:n_images].mean()
+
+
+def test_a_table_that_another_process_collects_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "accuracy.parquet"
+    with locked(path), pytest.raises(InUseError, match=r"accuracy\.parquet is in use by process \d+"):
+        collect(FakeEvaluator(may_score=0), path)
+    assert not path.exists() and not path.with_suffix(".ledger.jsonl").exists()
+    assert len(collect(FakeEvaluator(), path)) == len(ARCHS)
 
 
 @pytest.mark.parametrize("race", [False, True])

@@ -19,10 +19,12 @@ import pytest
 from jax import Array
 from training_script import training_script
 
+from hanax._files import locked
 from hanax.search_spaces import Arch, SearchSpace, SpaceMismatchError, mobilenet_v3
 from hanax.supernet import (
     Augmentation,
     DivergedError,
+    InUseError,
     Params,
     Recipe,
     Split,
@@ -78,6 +80,12 @@ def finished(split: Split, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """The folder and result of a training that nothing disturbed."""
     directory = tmp_path_factory.mktemp("finished")
     return directory, train_supernet(TINY, split, RECIPE, directory, fingerprint="abc")
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(split: Split, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(InUseError, match=r"is in use by process \d+"):
+        train_supernet(TINY, split, RECIPE, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 # ---- crashes ---------------------------------------------------------------------------------------------------
