@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -40,6 +41,23 @@ def pytest_configure(config: pytest.Config) -> None:
         n_threads = str(max(1, (os.cpu_count() or 1) // n_workers))
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(name, n_threads)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """With ``--dist loadfile`` one of two workers takes all tests of the supernet, which share fixtures and compiled
+    code: they are less than half of the work. With more workers the others would wait for that one.
+    """
+    if config.getoption("dist") != "loadfile" or config.getoption("numprocesses") != 2:
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            folder = "tests/supernet/"
+            return folder if nodeid.startswith(folder) else str(super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
