@@ -38,17 +38,19 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from `path`, a folder or a file that may be yet to come, while the block lasts.
+def locked(path: Path, lock: Path | None = None) -> Iterator[None]:
+    """Keep other processes from `path`, a file that may be yet to come or a folder, while the block lasts.
 
-    What is locked is ``.lock`` in the folder, or ``.NAME.lock`` beside the file. It stays there; the lock ends with the
-    process, however that ends. On Windows nothing is locked.
+    The lock ends with the process, however that ends. On Windows nothing is locked.
+
+    Args:
+        lock: The file that is locked, and stays; ``.NAME.lock`` beside `path` by default.
 
     Raises:
         InUseError: Another process has it; says which.
         OSError: The folder cannot be written to.
     """
-    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    lock = path.with_name(f".{path.name}.lock") if lock is None else lock
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as stream:
         try:

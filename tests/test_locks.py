@@ -15,25 +15,27 @@ import sys
 from pathlib import Path
 from hanax._files import locked
 
-with locked(Path(sys.argv[1])):
+with locked(*map(Path, sys.argv[1:])):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("is_folder", [True, False])
-def test_a_process_that_is_killed_gives_up_what_it_had_locked(is_folder: bool, tmp_path: Path) -> None:
-    path = tmp_path if is_folder else tmp_path / "table.parquet"
-    command = [sys.executable, "-c", HOLDER, str(path)]
+@pytest.mark.parametrize("lock", [None, ".lock"])
+def test_a_process_that_is_killed_gives_up_what_it_had_locked(lock: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "table.parquet"
+    locks = [] if lock is None else [tmp_path / lock]
+    command = [sys.executable, "-c", HOLDER, str(path), *map(str, locks)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InUseError, match=rf"{path} is in use by process {holder.pid}; wait for it"), locked(path):
+        refused = pytest.raises(InUseError, match=rf"{path} is in use by process {holder.pid}; wait for it")
+        with refused, locked(path, *locks):
             pass
-        with locked(tmp_path / "another"):
+        with locked(path.with_name("another")):
             pass
         holder.kill()
-    with locked(path):
+    with locked(path, *locks):
         pass
 
 

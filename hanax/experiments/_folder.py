@@ -60,9 +60,8 @@ class RunFolder:
         self.path = path
 
     def __enter__(self) -> RunFolder:
-        self._lock = locked(self.path)
+        self._lock = locked(self.path, self.path / ".lock")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.__enter__()
         except InUseError as error:
             raise RunFolderError(str(error)) from None

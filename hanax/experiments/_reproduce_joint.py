@@ -519,8 +519,7 @@ def reproduce_joint(data: Path, quick: bool, say: Say) -> Reproduction:
     started = time.perf_counter()
     table = BitFusionTable.read(data / TABLE_FILE)
     supernet = quantized_supernet(CIFAR10, data, say)
-    (folder := cache_folder() / NAME).mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with locked(cache_folder() / NAME):
         task = make_task(supernet.space, supernet.params, supernet.split, table, say)
         n, n_seeds = (QUICK_EVALUATIONS, 2) if quick else (EVALUATIONS, N_SEEDS)
         outcomes = compare(task, n, n_seeds, say)

@@ -509,7 +509,7 @@ class _Training:
             self._evaluator(state["params"], self.watch)  # refuses counts that are out of range now, not later
         directory.mkdir(parents=True, exist_ok=True)
         with (
-            locked(directory) if self.parallel.is_writer else nullcontext(),
+            locked(directory, directory / ".training.lock") if self.parallel.is_writer else nullcontext(),
             Checkpoints(directory / "checkpoints", self.identity, self.parallel) as checkpoints,
         ):
             if (saved := checkpoints.restore_latest(state)) is not None:

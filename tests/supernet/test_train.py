@@ -83,9 +83,10 @@ def finished(split: Split, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 def test_a_folder_that_another_process_trains_in_is_left_alone(split: Split, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(InUseError, match=r"is in use by process \d+"):
-        train_supernet(TINY, split, RECIPE, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    folder, lock = tmp_path / "supernet", tmp_path / "supernet" / ".training.lock"
+    with locked(folder, lock), pytest.raises(InUseError, match=r"supernet is in use by process \d+"):
+        train_supernet(TINY, split, RECIPE, folder)
+    assert list(folder.iterdir()) == [lock]
 
 
 # ---- crashes ---------------------------------------------------------------------------------------------------
