@@ -2,9 +2,9 @@
 
     python benchmarks/quantized_subnets.py --data DIR --json out.json
 
-Training takes about half an hour on 2 cores if the cache folder does not hold it. With ``--quick``, four architectures,
-the rest took six minutes beside other work; all twenty should take five times as long. DIR is the folder of the public
-files, with ``fashion-mnist/`` in it. The supernet is that of ``experiments/fashion_mnist_int8.yaml``.
+Training takes about half an hour on 2 cores if the cache folder does not hold it; the rest takes a quarter of an hour,
+with ``--quick``, four architectures, a few minutes. DIR is the folder of the public files, with ``fashion-mnist/`` in
+it. The supernet is that of ``experiments/fashion_mnist_int8.yaml``.
 
 The same architectures (the smallest, the largest and random ones) are scored in every pair of formats, the same for all
 blocks, and in random policies, one for each:

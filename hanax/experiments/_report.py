@@ -274,6 +274,7 @@ def write_report(data: ReportData, path: Path) -> None:
             for device in data.devices
         },
         integers={device.name: integer_words(device) for device in data.devices if device.is_integer},
+        by_chance={device.name: chance_words(device) for device in data.devices},
         panels=panels,
         figures={panel.key: panel.figure for group in panels.values() for panel in group},
         config_yaml=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True),
@@ -449,6 +450,23 @@ def integer_words(device: DeviceReport) -> list[str]:
             f"All {len(device.winners)} model files are as accurate as the fake-quantized networks that were searched."
         )
     return words
+
+
+def chance_words(device: DeviceReport) -> str:
+    """A warning, if nets on the front may be better than the fastest by chance alone: if intervals overlap."""
+    nets = device.winners[~device.winners["reference"].astype(bool)]
+    nets = nets.dropna(subset=["measured_latency_ms", "test_accuracy_low", "test_accuracy_high"])
+    if len(nets) < 2:
+        return ""
+    nets = nets.sort_values("measured_latency_ms")
+    fastest, slower = nets.iloc[0], nets.iloc[1:]
+    alike = int((slower["test_accuracy_low"] <= fastest["test_accuracy_high"]).sum())
+    if alike == 0:
+        return ""
+    return (
+        f"On the test images the intervals of {alike} of {len(slower)} slower nets overlap that of the fastest: what "
+        "they gain in accuracy over it may be chance."
+    )
 
 
 def settings_lines(settings: Mapping[str, Any]) -> list[str]:

@@ -78,6 +78,19 @@ class PlacedBlock:
     choice: Choice
     precision: Precision | None = None
 
+    @classmethod
+    def of(cls, slot: Slot, chosen: Mapping[str, int]) -> PlacedBlock:
+        """`slot` where decisions take the options `chosen`."""
+        choice = _values(slot.settings, chosen)
+        if slot.precision is None:
+            return cls(slot, choice)
+        weights, activations = _values(slot.precision, chosen)
+        return cls(slot, choice, (weights, activations))
+
+
+def _values(settings: tuple[str | int, ...], chosen: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(setting if isinstance(setting, int) else chosen[setting] for setting in settings)
+
 
 RESOLUTION = "resolution"
 """Name of the decision that every space has: height and width of the square input, in pixels."""
@@ -377,18 +390,8 @@ class SearchSpace:
             ValueError: `arch` is not of this space.
         """
         chosen = self.options_of(arch)
-
-        def values(settings: tuple[str | int, ...]) -> tuple[int, ...]:
-            return tuple(setting if isinstance(setting, int) else chosen[setting] for setting in settings)
-
-        def precision(slot: Slot) -> Precision | None:
-            if slot.precision is None:
-                return None
-            weights, activations = values(slot.precision)
-            return weights, activations
-
         return [
-            PlacedBlock(slot, values(slot.settings), precision(slot))
+            PlacedBlock.of(slot, chosen)
             for slot in self.slots
             if slot.when is None or chosen.get(slot.when.decision) in slot.when.options
         ]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -380,10 +381,7 @@ def draw_lessons(
         prior: With `estimator`, for attentive sampling.
     """
     rng = np.random.default_rng([recipe.seed, 1, rollbacks, step])
-
-    def sample(rng: np.random.Generator, n: int) -> Int32[np.ndarray, "n d"]:
-        return sample_within(space, rng, n, phase.options)
-
+    sample = partial(sample_within, space, options=phase.options)
     if phase.draw == "largest":
         column = space.column(RESOLUTION)
         codes = space.encode([largest_within(space, phase.options)])

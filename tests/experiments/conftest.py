@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from contextlib import suppress
 
 import pytest
@@ -29,5 +31,12 @@ def command_line(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
 
 @pytest.fixture(scope="session")
 def tiny_run(command_line: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A whole run, from the command line."""
-    return finished_run(command_line, tmp_path_factory.mktemp("tiny"), TINY)
+    """A whole run, from the command line; workers make one together, and have a copy each."""
+    made = command_line.cache.with_name("tiny")
+    made.mkdir(exist_ok=True)
+    with (made / "lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if not (made / "output").exists():
+            (made / "output").write_text(finished_run(command_line, made, TINY).output)
+    home = shutil.copytree(made, tmp_path_factory.mktemp("tiny"), dirs_exist_ok=True)
+    return TinyRun(home / "tiny.yaml", home / "run", (home / "output").read_text())

@@ -240,6 +240,18 @@ def test_a_miss_is_marked_in_words_and_in_style(tmp_path: Path) -> None:
     assert "Missed" in traces["measured, missed"]["hovertext"][0]
 
 
+def test_nets_that_may_be_better_by_chance_alone_are_named(tmp_path: Path) -> None:
+    sure = [winner("0.1.2", 0.3, 0.31, 0.90), winner("0.2.2", 0.5, 0.52, 0.913)]  # to .902, and from .903 on
+    assert "may be chance" not in page(report_data(device_report(winners=sure)), tmp_path).text
+    nets = [*sure, winner("0.3", 0.4, 0.41, 0.905), winner("0.4", 0.6, 0.61, 0.896)]
+    nets += [winner("0.5", 0.7, 0.7, 0.9, test_accuracy_low=math.nan), winner("0.0", 0.1, 0.1, 0.9, reference=True)]
+    text = " ".join(page(report_data(device_report(winners=nets)), tmp_path).text.split())
+    assert (
+        "intervals of 2 of 3 slower nets overlap that of the fastest: what they gain in accuracy over it may be chance."
+        in text
+    )
+
+
 def integer_winner(arch: str, policy: str, float_ms: float, delivered: float = 0.9, **changes: Any) -> dict[str, Any]:
     return winner(arch, 0.5, 0.5, 0.905) | {
         "policy": policy,
