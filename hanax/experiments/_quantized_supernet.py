@@ -57,6 +57,7 @@ def quantized_supernet(name: str, data: Path, say: Say) -> QuantizedSupernet:
     Raises:
         DataError: The images cannot be read.
         ValueError: The cache folder holds another training; names what differs.
+        InUseError: Another process trains there.
     """
     from hanax.supernet import (
         keep_compiled_code,

@@ -515,7 +515,8 @@ class Filled:
 @pytest.fixture(scope="module")
 def filled(native: None, tmp_path_factory: pytest.TempPathFactory) -> Filled:
     folder = tmp_path_factory.mktemp("native")
-    found = next(path for name in COMPILERS if (path := shutil.which(name)))
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
+    found = next(path for name in names if (path := shutil.which(name)))
     compiler = program(folder / "in-haste", f'exec {found} "$@" -O0')  # 8 s in place of 25
     processes = [start_status(folder / "cache", CXX=compiler) for _ in range(2)]
     first, second = (finish_status(process) for process in processes)
