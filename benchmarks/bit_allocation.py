@@ -58,8 +58,9 @@ from hanax.supernet import (
 
 BUDGET = 0.8
 """Of the latency in int8."""
-OPTIONS = tuple(itertools.product((4, 6, INT8), (6, INT8)))
-"""Formats of weights and activations that a block may have."""
+WEIGHTS, ACTIVATIONS = (4, 6, INT8), (6, INT8)
+OPTIONS = tuple(itertools.product(WEIGHTS, ACTIVATIONS))
+"""Formats that a block may have."""
 N_CALIBRATION = 1000
 """Training images for batch norms."""
 N_TUNING = 256
@@ -120,7 +121,7 @@ def measure(name: str, arch: Arch, supernet: QuantizedSupernet, table: BitFusion
         for images in (split.x_train[:N_TUNING], split.x_validation[:N_SENSITIVITY], test[0])
     )
     layers = slot_layers(plain, arch)
-    space = quantized_space(plain, weights=(4, 6, INT8), activations=(6, INT8))
+    space = quantized_space(plain, weights=WEIGHTS, activations=ACTIVATIONS)
     widest = with_precision(space, plain.encode([arch]), INT8, INT8)[0]
 
     def codes_of(choices: np.ndarray) -> np.ndarray:
@@ -187,17 +188,18 @@ def in_formats(space: SearchSpace, codes: np.ndarray, slots: list[str], choices:
 
 
 def print_losses(nets: dict[str, dict[str, Any]]) -> None:
-    """Points lost against int8 rounded to nearest, over all networks: mean and worst."""
+    """Points lost against int8 rounded to nearest, over all networks."""
     rows = {name: {row["policy"]: row for row in net["rows"]} for name, net in nets.items()}
     reference = {name: of["w int8, a int8"]["accuracies"]["nearest"] for name, of in rows.items()}
-    print("points lost against int8 rounded to nearest: mean, worst")
+    print(f"points lost against int8 rounded to nearest by {len(nets)} subnets: mean, median (quartiles), worst")
     for policy in next(iter(rows.values())):
         saved = [100 * of[policy]["saved"] for of in rows.values()]
-        parts = []
+        print(f"{policy}, {min(saved):.1f} to {max(saved):.1f} % saved")
         for way in next(iter(rows.values()))[policy]["accuracies"]:
             lost = [100 * (reference[name] - of[policy]["accuracies"][way]) for name, of in rows.items()]
-            parts.append(f"{way} {np.mean(lost):5.2f}, {max(lost):5.2f}")
-        print(f"{policy:26} {min(saved):4.1f} to {max(saved):4.1f} % saved   " + "   ".join(parts), flush=True)
+            low, middle, high = np.quantile(lost, (0.25, 0.5, 0.75))
+            spread = f"{middle:6.2f} ({low:.2f} to {high:.2f})"
+            print(f"  {way:13} {np.mean(lost):6.2f} {spread} {max(lost):6.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hanax._files import locked
 from hanax.devices import (
     BLOCKS,
     COLUMNS,
@@ -14,6 +15,7 @@ from hanax.devices import (
     DeviceIdentity,
     DeviceMismatchError,
     DeviceTable,
+    InUseError,
     LatencyTable,
     Ledger,
     Method,
@@ -228,6 +230,9 @@ def test_blocks_are_measured_by_onnxruntime_once_each_also_after_a_stop(tmp_path
             raise KeyboardInterrupt
         return to_onnx(graph, random_weights(graph, np.random.default_rng(0)))
 
+    with locked(path), pytest.raises(InUseError, match=r"blocks\.parquet is in use by process \d+"):
+        collect_blocks(space, SPEC, build, path, ledger, method=brief, batch_size=3)
+    assert n_built == 0 and not ledger.entries()
     with pytest.raises(KeyboardInterrupt):
         collect_blocks(space, SPEC, build, path, ledger, method=brief, batch_size=3)
     assert len(DeviceTable.read(BLOCKS, path).frame) == 6
